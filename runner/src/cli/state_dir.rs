@@ -23,7 +23,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// The file system does not answer in time.
 pub(super) fn answers(context: &Context) -> Result<(), CliError> {
     let dirs = &context.dirs;
-    // Nothing that takes longer the more there is: anybody may fill the spool.
+    // The time of these steps must not depend on the number of spool files, because any user can
+    // add files.
     let look = || {
         let _held = lock::is_held(&dirs.worker_lock());
         if let Ok(Some(journal)) = Journal::open_read_only(dirs) {
@@ -53,7 +54,7 @@ pub(super) fn journal(context: &Context) -> Result<Option<Journal>, CliError> {
 /// Checks that the state directory exists and that this user may read it.
 ///
 /// # Errors
-/// As [`journal`].
+/// Returns the errors of [`journal`].
 pub(super) fn check(context: &Context) -> Result<(), CliError> {
     let state = &context.dirs.state;
     let wrong = |message: String| Err(CliError::environment(anyhow::Error::msg(message)));

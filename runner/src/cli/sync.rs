@@ -538,7 +538,7 @@ mod tests {
         assert_eq!(
             plan(PathSelection::default(), &["a", "b"]),
             ["a 1 all"],
-            "an output that nobody reported"
+            "an output that was not reported"
         );
         assert_eq!(
             plan(PathSelection { built: true, ..PathSelection::default() }, &[]),

@@ -44,7 +44,8 @@ fn paths() -> Vec<Row> {
         read("read-other-path", OTHER, "").ends("permanent", "may not read"),
         list("list-neighbour", "{out}x", "").ends("permanent", "may not read"),
         of("info-of-other-path", "path-info", OTHER).ends("permanent", "may not read"),
-        of("closure-beyond-the-scope", "closure", "{out}").ends("permanent", "may not ask what"),
+        of("closure-beyond-the-scope", "closure", "{out}")
+            .ends("permanent", "may not read the closure of"),
         of("derivation-of-other-path", "derivation", &format!("{OTHER}.drv"))
             .ends("permanent", "may not read"),
         of("derivation-that-is-none", "derivation", "{out}").ends("permanent", ""),

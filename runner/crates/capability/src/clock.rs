@@ -1,8 +1,7 @@
 //! The source of a guest's time: wall clock, monotonic clock and sleep of `wasi:clocks`.
 //!
-//! Called by the choke point only. Another source takes the place of this machine's by
-//! [`Services::with_clock`](super::Services::with_clock), which then decides what time a run sees
-//! and how long it sleeps.
+//! [`Services::with_clock`](super::Services::with_clock) replaces the clocks of this machine by
+//! another source, which then sets the time that a run sees and how long it sleeps.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,14 +9,14 @@ use futures_util::future::BoxFuture;
 
 /// A source of time.
 pub trait Clock: std::fmt::Debug + Send + Sync {
-    /// Since 1970-01-01T00:00:00Z, for `wasi:clocks/wall-clock.now`.
+    /// Returns the time since 1970-01-01T00:00:00Z, for `wasi:clocks/wall-clock.now`.
     fn wall(&self) -> Duration;
-    /// Since any moment, never less than before, for `wasi:clocks/monotonic-clock.now`. A guest
-    /// gets the time since the start of its run.
+    /// Returns the time since an arbitrary moment, for `wasi:clocks/monotonic-clock.now`. It never
+    /// decreases. A guest gets the time since the start of its run.
     fn monotonic(&self) -> Duration;
-    /// How fine both are.
+    /// Returns the resolution of both clocks.
     fn resolution(&self) -> Duration;
-    /// Ready when [`Clock::monotonic`] has grown by `wait`.
+    /// Returns a future that is ready when [`Clock::monotonic`] has grown by `wait`.
     fn sleep(&self, wait: Duration) -> BoxFuture<'static, ()>;
 }
 
@@ -28,7 +27,6 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// The clocks of this machine.
     pub fn new() -> Self {
         Self { begun: Instant::now() }
     }

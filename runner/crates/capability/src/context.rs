@@ -1,4 +1,4 @@
-//! The context of a run: the plugin as capabilities see it, and the event's paths.
+//! The context of a run: the plugin's configuration and capabilities, and the paths of the event.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::grants::{Effective, Wants};
 use hookrun_config::{Limit, Plugin};
 use hookrun_nix::event::{Event, HookEvent, NixDirs};
 
-/// A plugin as capabilities see it.
+/// A plugin's configuration and capabilities.
 #[derive(Debug)]
 pub struct PluginContext {
     /// Its table in the configuration.
@@ -18,7 +18,7 @@ pub struct PluginContext {
     pub config_json: String,
     /// The capabilities that its metadata wants.
     pub wants: Wants,
-    /// The capabilities that it has: wanted and granted.
+    /// The capabilities that are both wanted and granted.
     pub effective: Effective,
 }
 
@@ -26,7 +26,7 @@ impl PluginContext {
     /// Checks that `wanted` is within a limit of the plugin.
     ///
     /// # Errors
-    /// `limit`, with the line to write.
+    /// Returns `limit`, with the line to write.
     pub fn within(&self, limit: Limit, wanted: u64) -> Result<(), CapabilityError> {
         let Plugin { name, limits, .. } = &self.plugin;
         let allowed = limits.get(limit);
@@ -37,19 +37,19 @@ impl PluginContext {
     }
 }
 
-/// What the event of this run is about: the roots of the `nix-store` grant.
+/// The store paths that the event of this run is about: the roots of the `nix-store` grant.
 #[derive(Debug, Clone)]
 pub struct Scope {
-    /// The Nix that called.
+    /// The Nix that called the hook.
     pub nix: NixDirs,
     /// Full store paths: the derivation and its outputs. Empty for builder selection.
     pub paths: Vec<String>,
-    /// The event's id: with the plugin it names the task. Empty for builder selection.
+    /// The event's id, which names the task together with the plugin. Empty for builder selection.
     pub event: String,
 }
 
 impl Scope {
-    /// The scope of `event`.
+    /// Returns the scope of `event`.
     pub fn of(event: &Event) -> Self {
         let paths = match &event.hook {
             HookEvent::PostBuild(build) => {

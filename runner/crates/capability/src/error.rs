@@ -1,5 +1,4 @@
-//! The error of a host call. The choke point turns it into the `error` record of
-//! `hookrun:host/types`.
+//! The error of a host call. Host calls return it as the `error` record of `hookrun:host/types`.
 
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ pub enum ErrorKind {
     Denied,
     /// A limit was reached.
     Limit,
-    /// There is no such thing.
+    /// The requested object does not exist.
     NotFound,
     /// An argument is malformed.
     Invalid,
@@ -39,15 +38,15 @@ impl ErrorKind {
     }
 }
 
-/// Why a host call gave no result.
+/// The reason why a host call returned no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[error("{message}")]
 #[serde(rename_all = "kebab-case")]
 pub struct CapabilityError {
     pub kind: ErrorKind,
-    /// What was tried, on what, and what would change it. Never a secret.
+    /// The attempted action, its object and the fix. It never contains a secret.
     pub message: String,
-    /// The waiting time that the server asked for.
+    /// The delay that the server requested.
     pub retry_after: Option<Duration>,
 }
 
@@ -76,7 +75,7 @@ impl CapabilityError {
         Self::new(ErrorKind::Transient, message)
     }
 
-    /// The operator has to fix something: see [`ErrorKind::Refused`].
+    /// Returns an error that the operator has to fix; see [`ErrorKind::Refused`].
     pub fn refused(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Refused, message)
     }
@@ -85,7 +84,7 @@ impl CapabilityError {
         Self::new(ErrorKind::Permanent, message)
     }
 
-    /// The same, not before `wait`.
+    /// Sets the minimum delay before a retry.
     #[must_use]
     pub fn retry_after(self, wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..self }

@@ -1,6 +1,6 @@
 //! Decides which capabilities a plugin has. It has a capability if its metadata *wants* it and the
-//! configuration *grants* it. Imports decide nothing, because toolchains import more than a plugin
-//! uses.
+//! configuration *grants* it. Imports are not considered, because toolchains import more than a
+//! plugin uses.
 //!
 //! An empty grant grants nothing. A refusal names the line that would change it.
 
@@ -10,26 +10,27 @@ use hookrun_config::http::{self, HttpMiss, HttpTarget};
 use hookrun_config::{Capability, Config, Grant};
 pub use hookrun_config::{Want, Wants};
 
-/// What one host call needs.
+/// The requirement of one host call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need<'a> {
-    /// Nothing: every guest has this interface of `hookrun:host`.
+    /// Every guest has this interface of `hookrun:host`.
     Nothing(&'static str),
-    /// Nothing: every guest has this interface of WASI, such as clocks and random numbers.
+    /// Every guest has this interface of WASI, such as clocks and random numbers.
     Wasi(&'static str),
-    /// A capability that is wanted. Its grant may be empty: the call asks what is granted, or
-    /// cannot be matched with a grant.
+    /// The capability must be wanted, but its grant may be empty: the call asks what is granted, or
+    /// cannot be compared with a grant.
     Wanted(Capability),
-    /// A capability that is wanted and granted. What is granted of it is checked by the service.
+    /// The capability must be wanted and granted. The service checks what exactly is granted.
     Granted(Capability),
-    /// A capability, with this table of the configuration.
+    /// The capability must be granted for this table of the configuration.
     Named(Capability, &'a str),
-    /// `http`, this request.
+    /// `http` must be granted for this request.
     Http(&'a HttpTarget),
 }
 
 impl Need<'_> {
-    /// Returns the capability that has to be wanted and granted; none for what every guest has.
+    /// Returns the capability that must be wanted and granted. `None` if every guest has the
+    /// interface.
     pub const fn capability(&self) -> Option<Capability> {
         match self {
             Self::Nothing(_) | Self::Wasi(_) => None,
@@ -52,12 +53,12 @@ impl Need<'_> {
     }
 }
 
-/// What a plugin has: wanted and granted.
+/// The capabilities of a plugin: those that are both wanted and granted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Effective {
-    /// The part of its grant that it wants.
+    /// The part of its grant that the plugin wants.
     pub grant: Grant,
-    /// Whether it is a policy of builder selection, which gets `log`, `config` and `state` only.
+    /// Whether it is a policy of builder selection, which has only `log`, `config` and `state`.
     pub policy: bool,
 }
 
@@ -69,17 +70,17 @@ impl Deref for Effective {
     }
 }
 
-/// A required capability without a grant: the line to write.
+/// A required capability that is not granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     pub interface: &'static str,
-    /// Such as `nix-store = "closure"`.
+    /// The line to write, such as `nix-store = "closure"`.
     pub line: String,
 }
 
 impl Effective {
-    /// Returns the part of `grant` that is wanted. An empty grant gives nothing, and a generous one
-    /// no more than is wanted.
+    /// Returns the part of `grant` that is wanted. An empty grant grants nothing, and a wider grant
+    /// than wanted grants only what is wanted.
     pub fn of(wants: &Wants, grant: &Grant) -> Self {
         let mut grant = grant.clone();
         for capability in Capability::ALL {
@@ -88,19 +89,21 @@ impl Effective {
         Self { grant, policy: false }
     }
 
-    /// As [`Effective::of`], for a plugin that is to run. `config` has the names for messages.
+    /// Returns [`Effective::of`] for a plugin that is about to run. `config` has the names for
+    /// messages.
     ///
     /// # Errors
-    /// The capabilities that are required and not granted.
+    /// Returns the capabilities that are required and not granted.
     pub fn decide(wants: &Wants, grant: &Grant, config: &Config) -> Result<Self, Vec<Missing>> {
         let missing = missing(wants, grant, config);
         if missing.is_empty() { Ok(Self::of(wants, grant)) } else { Err(missing) }
     }
 
-    /// Checks whether a plugin with these capabilities, that `wants` so much, may make the call.
+    /// Checks whether a plugin with these capabilities and these `wants` may make the call.
     ///
     /// # Errors
-    /// A fragment that names the capability and the line to write, without the plugin and the file.
+    /// Returns a fragment that names the capability and the line to write, without the plugin and
+    /// the file.
     pub fn check(&self, wants: &Wants, need: Need<'_>) -> Result<(), Refusal> {
         let Some(capability) = need.capability() else { return Ok(()) };
         let interface = capability.name();
@@ -141,21 +144,21 @@ fn missing(wants: &Wants, grant: &Grant, config: &Config) -> Vec<Missing> {
     Capability::ALL.into_iter().filter(lacking).map(missing).collect()
 }
 
-/// Why a host call was refused.
+/// The reason why a host call was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// The plugin's metadata does not ask for it.
     Unwanted { interface: &'static str },
     /// The configuration does not grant it.
     Ungranted { interface: &'static str, name: Option<String>, line: String },
-    /// A policy of builder selection may not have it, whatever is granted.
+    /// A policy of builder selection cannot have it, even if it is granted.
     Policy { interface: &'static str },
     /// No grant covers an HTTP request.
     Http(Box<HttpMiss>),
 }
 
 impl Refusal {
-    /// The message for `plugin`, configured in `file`.
+    /// Returns the message for `plugin`, which `file` configures.
     pub fn message(&self, plugin: &str, file: &std::path::Path) -> String {
         match self {
             Self::Unwanted { interface } => format!(

@@ -1,9 +1,9 @@
 //! The services behind the interfaces of `hookrun:host`, and the grants that give them to a plugin.
 //!
-//! Every capability has a row in `hookrun_config::Capability`, which says what can be granted, and
-//! a [`Service`], whose phases are configure, check, sandbox needs and hold secrets. Its host
-//! functions are in `hookrun-host` (`host_call/`), one file per interface: they check grants and
-//! limits and count calls, and a service never does.
+//! Every capability has a row in `hookrun_config::Capability`, which defines what can be granted,
+//! and a [`Service`], whose phases are configure, check, sandbox needs and hold secrets. Its host
+//! functions are in `hookrun-host` (`host_call/`), one file per interface. They check grants and
+//! limits and count calls; a service does none of this.
 
 pub mod clock;
 mod context;
@@ -33,8 +33,8 @@ use hookrun_nix::dirs::Dirs;
 /// Defines [`Services`] from the rows below.
 macro_rules! services {
     ($($(#[$doc:meta])* $name:ident: $service:ty,)+) => {
-        /// The services behind the capabilities. Made once per process and configuration, shared
-        /// by all runs.
+        /// The services behind the capabilities. They are created once per process and
+        /// configuration, and shared by all runs.
         #[derive(Debug, Clone)]
         pub struct Services {
             clock: Arc<dyn clock::Clock>,
@@ -43,8 +43,8 @@ macro_rules! services {
         }
 
         impl Services {
-            /// The services of an installation. Opens no connection, and no file but those that
-            /// `http` grants name, because a process in its sandbox could not do that later.
+            /// Creates the services of an installation. Opens no connections, and only the files
+            /// that `http` grants name, because a process in its sandbox cannot open them later.
             pub fn new(config: &Config, dirs: &Dirs) -> Self {
                 Self {
                     clock: Arc::new(clock::SystemClock::new()),
@@ -53,7 +53,8 @@ macro_rules! services {
                 }
             }
 
-            /// Services that keep everything in memory and send nothing, for `hookrun test`.
+            /// Creates services that keep everything in memory and send nothing, for `hookrun
+            /// test`.
             pub fn in_memory(config: &Config, dirs: &Dirs) -> Self {
                 Self {
                     clock: Arc::new(clock::SystemClock::new()),
@@ -62,7 +63,7 @@ macro_rules! services {
                 }
             }
 
-            /// All services, in the order in which they are checked.
+            /// Returns all services in the order in which they are checked.
             fn all(&self) -> [&dyn Service; [$(stringify!($name)),+].len()] {
                 [$(&*self.$name),+]
             }
@@ -90,62 +91,63 @@ services! {
 }
 
 impl Services {
-    /// The services of a policy, whose sandbox allows nothing: `state` is what was put into it.
+    /// Creates the services of a policy, whose sandbox permits nothing: its `state` is set by its
+    /// parent.
     pub fn for_policy(config: &Config, dirs: &Dirs) -> Self {
         let mut without_secrets = config.clone();
         without_secrets.http_credentials.clear();
         Self { state: Arc::new(state::Stores::in_memory()), ..Self::new(&without_secrets, dirs) }
     }
 
-    /// The same with another source of time.
+    /// Replaces the source of time.
     #[must_use]
     pub fn with_clock(self, clock: Arc<dyn clock::Clock>) -> Self {
         Self { clock, ..self }
     }
 
-    /// The same with another source of random numbers.
+    /// Replaces the source of random numbers.
     #[must_use]
     pub fn with_random(self, random: Arc<dyn random::Random>) -> Self {
         Self { random, ..self }
     }
 
-    /// The same with other object stores.
+    /// Replaces the object stores.
     #[must_use]
     pub fn with_object_stores(self, object_stores: Arc<object_store::ObjectStores>) -> Self {
         Self { object_stores, ..self }
     }
 
-    /// The time that guests see.
+    /// Returns the clock that guests see.
     pub fn clock(&self) -> &Arc<dyn clock::Clock> {
         &self.clock
     }
 
-    /// The random numbers that guests see.
+    /// Returns the random numbers that guests see.
     pub fn random(&self) -> &dyn random::Random {
         &*self.random
     }
 
-    /// Checks what the configuration says of every service. Sends nothing.
+    /// Checks the configuration of every service. Sends nothing.
     pub fn check(&self, config: &Config, dirs: &Dirs) -> Vec<Finding> {
         self.all().into_iter().flat_map(|service| service.check(config, dirs)).collect()
     }
 
-    /// What a plugin that has `effective` needs of the operating system for its services.
+    /// Returns what a plugin with these capabilities needs from the operating system.
     pub fn sandbox_needs(&self, effective: &Effective, dirs: &Dirs) -> SandboxNeeds {
         let needs = self.all().into_iter().map(|service| service.sandbox_needs(effective, dirs));
         needs.fold(SandboxNeeds::default(), SandboxNeeds::and)
     }
 
-    /// Reads every secret that `plugin`, with `effective`, uses, and keeps it. Called before this
-    /// process loses the right to read them.
+    /// Reads and keeps every secret that `plugin` may use according to `effective`. Must be called
+    /// before this process loses the right to read them.
     ///
     /// # Errors
-    /// The key that names a secret that cannot be used.
+    /// Returns the key that names a secret that cannot be used.
     pub fn hold_secrets(&self, plugin: &str, effective: &Effective) -> Result<(), KeyError> {
         self.all().into_iter().try_for_each(|service| service.hold_secrets(plugin, effective))
     }
 
-    /// The same with another sender, such as one with a resolver of its own.
+    /// Replaces the sender of HTTP requests, for example by one with another resolver.
     #[must_use]
     pub fn with_http(self, http: http::Client) -> Self {
         Self { http: Arc::new(http), ..self }

@@ -1,30 +1,31 @@
-//! The log of one run: bounded, shared by the `log` interface and the guest's standard output and
-//! error.
+//! The log of one run. Its size is limited, and the `log` interface and the guest's standard output
+//! and error share it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hookrun_nix::outcome::LogLine;
 
-/// The log of one run. Clones share it.
+/// The log of one run. Its clones share the content.
 #[derive(Debug, Clone)]
 pub struct RunLog(Arc<Mutex<Content>>);
 
 #[derive(Debug)]
 struct Content {
     lines: Vec<LogLine>,
-    /// Bytes taken so far.
+    /// Number of bytes used so far.
     bytes: u64,
-    /// [`hookrun_config::Limit::LogBytes`].
+    /// The limit [`hookrun_config::Limit::LogBytes`].
     allowed: u64,
-    /// Messages that did not fit.
+    /// Number of messages that did not fit.
     dropped: u64,
 }
 
-/// What a line, and each of its fields, costs beside its text, so that empty ones are not free.
+/// The cost of a line, and of each of its fields, in addition to its text, so that empty ones are
+/// not free.
 const LINE_COST: u64 = 16;
 
 impl RunLog {
-    /// An empty log of at most `allowed` bytes.
+    /// Creates an empty log of at most `allowed` bytes.
     pub fn new(allowed: u64) -> Self {
         Self(Arc::new(Mutex::new(Content { lines: Vec::new(), bytes: 0, allowed, dropped: 0 })))
     }
@@ -50,7 +51,7 @@ impl RunLog {
         self.lock().bytes
     }
 
-    /// Everything, with a last line about what was dropped. `fix` ends that line.
+    /// Returns all lines and a last line about the dropped ones, which ends with `fix`.
     pub fn finish(&self, fix: &str) -> Vec<LogLine> {
         let mut log = self.lock();
         let mut lines = std::mem::take(&mut log.lines);

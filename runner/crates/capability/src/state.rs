@@ -1,10 +1,10 @@
 //! The `state` interface: a small durable key-value store for each plugin.
 //!
-//! A run works on a copy: it reads the whole store at its first call (the store is small,
-//! [`Limit::StateBytes`]), sees its own writes at once, and [`Transaction::commit`] puts them into
-//! the store in one SQLite transaction when the run returns. A run that traps or meets a limit is
-//! dropped with its copy. Where two runs of one plugin write the same key, the one that returns
-//! last wins; a key that a run did not write it never changes.
+//! A run works on a copy. It reads the whole store at its first call (the store is small,
+//! [`Limit::StateBytes`]), sees its own writes at once, and [`Transaction::commit`] writes them to
+//! the store in one SQLite transaction when the run returns. If a run traps or reaches a limit, its
+//! copy is dropped. If two runs of one plugin write the same key, the last one to return wins. A
+//! run never changes keys that it did not write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind as Io;
@@ -20,16 +20,16 @@ use hookrun_config::{Config, Grant, Limit};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::sqlite::{self, MigrationError};
 
-/// How long a commit waits for another process's commit. Both take well under a millisecond.
+/// How long a commit waits for another process's commit. Both take much less than a millisecond.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Keys and values of one plugin.
+/// The keys and values of one plugin.
 pub type Pairs = BTreeMap<String, Vec<u8>>;
 
-/// Keys with their new values; none: removed.
+/// Keys with their new values, or `None` for removed keys.
 type Changes = Vec<(String, Option<Vec<u8>>)>;
 
-/// All plugins' stores of an installation.
+/// The stores of all plugins of an installation.
 #[derive(Debug)]
 pub struct Stores(Place);
 
@@ -37,7 +37,7 @@ pub struct Stores(Place);
 enum Place {
     /// One SQLite file for each plugin in this directory.
     Directory(PathBuf),
-    /// For `hookrun test`.
+    /// In memory, for `hookrun test`.
     Memory(Arc<Mutex<BTreeMap<String, Pairs>>>),
 }
 
@@ -60,20 +60,20 @@ impl Service for Stores {
 }
 
 impl Stores {
-    /// Stores in `directory`, which is made (0700) by the first write.
+    /// Creates stores in `directory`, which the first write creates with mode 0700.
     pub fn durable(directory: PathBuf) -> Self {
         Self(Place::Directory(directory))
     }
 
-    /// Stores that live as long as this value.
+    /// Creates stores that live as long as this value.
     pub fn in_memory() -> Self {
         Self(Place::Memory(Arc::default()))
     }
 
-    /// Everything that `plugin` has stored, for a process that cannot open its store.
+    /// Returns all pairs of `plugin`, for a process that cannot open its store.
     ///
     /// # Errors
-    /// `transient` if the store cannot be read.
+    /// Returns `transient` if the store cannot be read.
     pub fn load(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
         match &self.0 {
             Place::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),
@@ -83,10 +83,10 @@ impl Stores {
         }
     }
 
-    /// Makes durable what such a process has changed from `before` to `after`.
+    /// Writes the changes of such a process from `before` to `after`.
     ///
     /// # Errors
-    /// `transient` if the store cannot be written.
+    /// Returns `transient` if the store cannot be written.
     pub fn save(&self, plugin: &str, before: &Pairs, after: &Pairs) -> Result<(), CapabilityError> {
         let removed =
             before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), None));
@@ -107,14 +107,14 @@ impl Stores {
         }
     }
 
-    /// Puts `pairs` in place of what a store in memory holds for `plugin`.
+    /// Replaces the content of a store in memory for `plugin` by `pairs`.
     pub fn fill(&self, plugin: &str, pairs: Pairs) {
         if let Place::Memory(stores) = &self.0 {
             lock(stores).insert(plugin.to_owned(), pairs);
         }
     }
 
-    /// A run of `plugin` begins. Reads nothing yet.
+    /// Begins a run of `plugin`. Reads nothing yet.
     pub fn begin(&self, plugin: &str) -> Transaction {
         Transaction {
             place: self.0.clone(),
@@ -130,9 +130,9 @@ impl Stores {
 pub struct Transaction {
     place: Place,
     plugin: String,
-    /// None: not read yet.
+    /// The pairs; `None` before they are read.
     pairs: Option<Pairs>,
-    /// Keys set or deleted.
+    /// The keys that were set or deleted.
     written: BTreeSet<String>,
 }
 
@@ -148,7 +148,7 @@ impl Transaction {
     /// Returns the value of `key`.
     ///
     /// # Errors
-    /// `invalid` or `limit` for the key; `transient` if the store cannot be read now.
+    /// Returns `invalid` or `limit` for the key, and `transient` if the store cannot be read now.
     pub async fn get(
         &mut self,
         key: &str,
@@ -161,8 +161,8 @@ impl Transaction {
     /// Sets `key` to `value` in this run's view.
     ///
     /// # Errors
-    /// `invalid` or `limit` for the key or the size of the store; `transient` if the store cannot
-    /// be read now.
+    /// Returns `invalid` or `limit` for the key or the size of the store, and `transient` if the
+    /// store cannot be read now.
     pub async fn set(
         &mut self,
         key: String,
@@ -185,7 +185,7 @@ impl Transaction {
     /// Removes `key` from this run's view.
     ///
     /// # Errors
-    /// As [`Transaction::get`].
+    /// Returns the errors of [`Transaction::get`].
     pub async fn delete(
         &mut self,
         key: String,
@@ -200,7 +200,7 @@ impl Transaction {
     /// Returns the keys that begin with `prefix`, sorted.
     ///
     /// # Errors
-    /// `transient` if the store cannot be read now.
+    /// Returns `transient` if the store cannot be read now.
     pub async fn keys(&mut self, prefix: &str) -> Result<Vec<String>, CapabilityError> {
         let pairs = self.pairs().await?;
         Ok(pairs
@@ -211,10 +211,10 @@ impl Transaction {
             .collect())
     }
 
-    /// Puts what was written into the store.
+    /// Writes the changes to the store.
     ///
     /// # Errors
-    /// `transient` if the store cannot be written now.
+    /// Returns `transient` if the store cannot be written now.
     pub async fn commit(&mut self) -> Result<(), CapabilityError> {
         let written = std::mem::take(&mut self.written);
         if written.is_empty() {
@@ -286,8 +286,8 @@ fn change(stores: &mut BTreeMap<String, Pairs>, plugin: &str, changes: Changes) 
     }
 }
 
-/// Plugin names have letters, digits, `-`, `_` and `.`, and no leading `.` (checked by the
-/// configuration).
+/// Returns the file of a plugin. Plugin names consist of letters, digits, `-`, `_` and `.`, without
+/// a leading `.` (checked by the configuration).
 fn file(directory: &Path, plugin: &str) -> PathBuf {
     directory.join(format!("{plugin}.sqlite"))
 }
@@ -314,7 +314,7 @@ async fn blocking<R: Send + 'static>(
 
 fn unusable(plugin: &str, error: &dyn std::fmt::Display) -> CapabilityError {
     CapabilityError::transient(format!(
-        "the state of plugin `{plugin}` cannot be used ({error}); see that hookrun's state directory can be written"
+        "the state of plugin `{plugin}` cannot be used ({error}); make hookrun's state directory writable"
     ))
 }
 

@@ -7,34 +7,35 @@ use super::KeyError;
 use super::quantity::duration;
 use super::resources::{Amounts, Resources, amounts, amounts_by_name};
 
-/// `[builders]`: how a chosen machine is used.
+/// The section `[builders]`: how a chosen machine is used.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Builders {
-    /// How long one machine may take to accept before the next is tried.
+    /// How long a machine may take to accept a build before the next machine is tried.
     #[serde(deserialize_with = "duration")]
     pub connect_timeout: Duration,
-    /// How long a machine is not used after a failure; doubles with each further failure in a row.
+    /// How long a machine is not used after a failure. It doubles with each further failure in a
+    /// row.
     #[serde(deserialize_with = "duration")]
     pub retry_after: Duration,
-    /// Whether Nix is told that a build is accepted before its machine has answered, or while the
-    /// build waits for a slot.
+    /// Whether a build is accepted before its machine has answered, or while the build waits for a
+    /// slot.
     pub early_accept: bool,
-    /// Builds that may wait in hookrun for a slot. Nix keeps a process and some file descriptors
-    /// for each.
+    /// Maximum number of builds that may wait in hookrun for a slot. Nix keeps a process and some
+    /// file descriptors for each.
     pub max_waiting: u32,
     /// Whether builds on the same machine share an ssh connection.
     pub share_connections: bool,
-    /// `[builders.machine-resources]`: what each machine has, by store URI as written.
+    /// `[builders.machine-resources]`: the resources of each machine, by its store URI as written.
     #[serde(deserialize_with = "amounts_by_name")]
     pub machine_resources: BTreeMap<String, Amounts>,
-    /// `[builders.feature-resources]`: what a build takes that requires the feature.
+    /// `[builders.feature-resources]`: the resources that a build takes if it requires the feature.
     #[serde(deserialize_with = "amounts_by_name")]
     pub feature_resources: BTreeMap<String, Amounts>,
-    /// `[builders.shared-resources]`: what all machines have together.
+    /// `[builders.shared-resources]`: the resources that all machines share.
     #[serde(deserialize_with = "amounts")]
     pub shared_resources: Amounts,
-    /// These three tables after their check.
+    /// These three tables after they were checked.
     #[serde(skip)]
     pub resources: Resources,
 }
@@ -56,7 +57,7 @@ impl Default for Builders {
 }
 
 impl Builders {
-    /// Makes `resources` of the three tables.
+    /// Creates `resources` from the three tables.
     pub(super) fn check(&mut self) -> Result<(), KeyError> {
         self.resources = Resources::checked(
             &self.machine_resources,

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::lines::line_at;
 
-/// Why a configuration was not accepted.
+/// The reason why a configuration was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}: {message}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
 pub struct ConfigError {
     pub path: PathBuf,
-    /// The line of the key, from 1, if there is one.
+    /// The line of the key, counted from 1, if the key is in the file.
     pub line: Option<usize>,
-    /// A lower-case fragment that ends in the fix.
+    /// A lower-case fragment that ends with the fix.
     pub message: String,
 }
 
@@ -21,18 +21,18 @@ pub struct KeyError {
     /// The key, such as `["signing-keys", "cache-1", "file"]`, from the top of the configuration
     /// or from the table that is checked.
     pub keys: Vec<String>,
-    /// A lower-case fragment that ends in the fix.
+    /// A lower-case fragment that ends with the fix.
     pub message: String,
 }
 
 impl KeyError {
-    /// An error about `keys`.
+    /// Returns an error about `keys`.
     pub fn new(keys: &[&str], message: impl Into<String>) -> Self {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         Self { keys, message: message.into() }
     }
 
-    /// The same error, for keys below `table`.
+    /// Returns the same error for keys below `table`.
     #[must_use]
     pub fn below(self, table: &[&str]) -> Self {
         let table = table.iter().map(|key| (*key).to_owned());
@@ -41,7 +41,7 @@ impl KeyError {
 }
 
 impl ConfigError {
-    /// Puts an error of `toml` into one line, with a suggestion for unknown keys.
+    /// Converts an error of `toml` to one line, with a suggestion for unknown keys.
     pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Self {
         let message = error.message().replace('\n', " ");
         let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();

@@ -4,7 +4,7 @@ use wildmatch::WildMatch;
 
 use super::quantity::optional_size;
 
-/// Which events a plugin gets.
+/// Selects the events that a plugin gets.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Filter {

@@ -1,6 +1,6 @@
 //! Capabilities: what a plugin's metadata wants ([`Wants`]) and what its `grant` in the
-//! configuration gives ([`Grant`]). [`Capability`] is the table of both, with one row each:
-//! messages, `hookrun inspect`, `hookrun test` and `--deny` iterate over it.
+//! configuration allows ([`Grant`]). [`Capability`] is the table of both, with one row each.
+//! Messages, `hookrun inspect`, `hookrun test` and `--deny` iterate over it.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,20 +16,20 @@ macro_rules! capabilities {
             $(, for policies $policies:literal)?
         }
     )+) => {
-        /// What a plugin may be granted, in the order of the documentation.
+        /// The capabilities that can be granted, in the order of the documentation.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Capability {
             $($(#[$doc])* $variant,)+
         }
 
-        /// What a plugin wants: `wants` of its metadata.
+        /// The capabilities that a plugin wants: `wants` of its metadata.
         #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
         pub struct Wants {
             $($(#[$doc])* pub $field: $wanted,)+
         }
 
-        /// What a plugin may do. The default is nothing.
+        /// The capabilities that a plugin is granted. The default grants nothing.
         #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
         pub struct Grant {
@@ -46,7 +46,7 @@ macro_rules! capabilities {
                 }
             }
 
-            /// Returns the section of the tables whose names are granted.
+            /// Returns the section that contains the granted tables.
             pub const fn section(self) -> Option<&'static str> {
                 match self {
                     $($(Self::$variant => Some($section),)?)+
@@ -55,7 +55,7 @@ macro_rules! capabilities {
             }
 
             /// Returns whether a policy of builder selection may have it. Nix is blocked while a
-            /// policy runs, and its decision has to follow from its input.
+            /// policy runs, and its decision must depend only on its input.
             pub const fn is_for_policies(self) -> bool {
                 match self {
                     $($(Self::$variant => $policies,)?)+
@@ -63,14 +63,14 @@ macro_rules! capabilities {
                 }
             }
 
-            /// Returns what `grant` gives of it: names, a scope, URLs or `yes`; empty if nothing.
+            /// Returns what `grant` allows of it: names, a scope, URLs or `yes`; empty if nothing.
             pub fn granted(self, grant: &Grant) -> Vec<String> {
                 match self {
                     $(Self::$variant => grant.$field.shown(),)+
                 }
             }
 
-            /// Returns whether `grant` gives what `wants` requires of it.
+            /// Returns whether `grant` covers what `wants` requires of it.
             pub fn is_covered(self, grant: &Grant, wants: &Wants) -> bool {
                 match self {
                     $(Self::$variant => grant.$field.covers(wants.$field),)+
@@ -89,15 +89,14 @@ macro_rules! capabilities {
                 self.restrict(grant, &Wants::default());
             }
 
-            /// Adds it to `grant`, as much as `wants` asks for: everything, or the table `name`.
+            /// Adds it to `grant` as far as `wants` asks for it: everything, or the table `name`.
             pub fn give(self, grant: &mut Grant, wants: &Wants, name: &str) {
                 match self {
                     $(Self::$variant => grant.$field.give(wants.$field, name),)+
                 }
             }
 
-            /// Returns the line of a grant that gives `wants` what it asks for, with an example of
-            /// a name.
+            /// Returns the line of a grant that covers `wants`, with an example of a name.
             pub fn line(self, wants: &Wants, name: &str) -> String {
                 match self {
                     $(Self::$variant => {
@@ -115,7 +114,7 @@ macro_rules! capabilities {
                 }
             }
 
-            /// Returns what of it a policy of builder selection may have.
+            /// Returns the part of it that a policy of builder selection may have.
             #[must_use]
             pub fn of_policy(&self) -> Self {
                 let mut wants = Self::default();
@@ -139,7 +138,7 @@ capabilities! {
     Signing { signing: "signing", wants Want, grants Vec<String>, of section "signing-keys" }
     /// Sending mail.
     Mail { mail: "mail", wants Want, grants Vec<String>, of section "mail" }
-    /// A durable key-value store of its own.
+    /// A durable key-value store of the plugin's own.
     State { state: "state", wants Want, grants bool, for policies true }
     /// Sending HTTP requests through `wasi:http`.
     Http { http: "http", wants Want, grants Vec<HttpGrant> }
@@ -147,10 +146,10 @@ capabilities! {
 
 /// How much of a capability is granted: the type of a key of [`Grant`].
 trait Granted: Default {
-    /// How much of it is wanted: the type of a key of [`Wants`].
+    /// The type of the corresponding key of [`Wants`].
     type Wanted: Copy + Into<Want>;
 
-    /// Returns it as words; empty if nothing is granted.
+    /// Returns the granted values as words; empty if nothing is granted.
     fn shown(&self) -> Vec<String>;
 
     /// Grants as much as is wanted, or the table `name`.
@@ -159,12 +158,12 @@ trait Granted: Default {
     /// Returns the value to write in a grant, in TOML.
     fn example(wanted: Self::Wanted, name: &str) -> String;
 
-    /// Returns whether it is enough.
+    /// Returns whether the grant covers what is wanted.
     fn covers(&self, wanted: Self::Wanted) -> bool {
         wanted.into() != Want::Required || !self.shown().is_empty()
     }
 
-    /// Takes away what is not wanted.
+    /// Removes what is not wanted.
     fn restrict(&mut self, wanted: Self::Wanted) {
         if wanted.into() == Want::No {
             *self = Self::default();
@@ -172,7 +171,7 @@ trait Granted: Default {
     }
 }
 
-/// A switch.
+/// A capability that is granted or not.
 impl Granted for bool {
     type Wanted = Want;
 
@@ -247,18 +246,18 @@ impl Granted for StoreScope {
     }
 }
 
-/// A scope that is wanted is required.
+/// A scope that is wanted is always required.
 impl From<StoreScope> for Want {
     fn from(scope: StoreScope) -> Self {
         if scope == StoreScope::None { Self::No } else { Self::Required }
     }
 }
 
-/// How much a plugin wants a capability.
+/// How strongly a plugin wants a capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Want {
-    /// Not at all; calls are refused even if it is granted.
+    /// The plugin does not want it. Calls are refused even if it is granted.
     #[default]
     No,
     /// The plugin works without it.
@@ -278,7 +277,7 @@ impl Want {
 }
 
 impl Wants {
-    /// Returns the capabilities that are required and that no policy of builder selection gets.
+    /// Returns the required capabilities that no policy of builder selection gets.
     pub fn required_beyond_policy(&self) -> impl Iterator<Item = Capability> {
         let required = |capability: &Capability| self.of(*capability) == Want::Required;
         Capability::ALL.into_iter().filter(required).filter(|it| !it.is_for_policies())
@@ -316,7 +315,7 @@ impl Grant {
     }
 
     /// Returns each key that names tables of the configuration, with the section of these tables
-    /// and the names.
+    /// and their names.
     pub fn names(&self) -> impl Iterator<Item = (&'static str, &'static str, Vec<String>)> {
         let named = |it: Capability| Some((it.name(), it.section()?, it.granted(self)));
         let credentials = self.http.iter().filter_map(|grant| grant.credential.clone());

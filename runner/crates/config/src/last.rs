@@ -22,33 +22,34 @@ struct Last {
     text: String,
 }
 
-/// The text of the configuration of an installation, not yet parsed.
+/// The text of an installation's configuration before it is parsed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {
     /// The file that it comes from.
     pub path: PathBuf,
-    /// The text itself.
+    /// The content of the file.
     pub text: String,
     origin: Origin,
 }
 
-/// Where the configuration of an installation comes from.
+/// The source of an installation's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Origin {
     /// The configuration file.
     File,
     /// The copy of the configuration that a worker last used; the file is missing.
     Last,
-    /// [`super::EMBEDDED`], because there never was a file.
+    /// The configuration [`super::EMBEDDED`], because there has never been a file.
     Embedded,
 }
 
 impl Text {
-    /// Reads the configuration of an installation: its file, or the copy that a worker last used
-    /// if the file is missing, or [`super::EMBEDDED`] if there is no copy.
+    /// Reads the configuration of an installation: its file, or the copy that a worker last used if
+    /// the file is missing, or [`super::EMBEDDED`] if there is no copy.
     ///
     /// # Errors
-    /// The file cannot be read, or `HOOKRUN_CONFIG` names a file that does not exist.
+    /// Returns an error if the file cannot be read, or if `HOOKRUN_CONFIG` names a file that does
+    /// not exist.
     pub fn in_force(dirs: &Dirs) -> Result<Self, ConfigError> {
         if let Some(text) = Self::of_file(&dirs.config)? {
             return Ok(text);
@@ -60,10 +61,10 @@ impl Text {
         })
     }
 
-    /// Reads `path`; none if there is no such file.
+    /// Reads `path`; returns `None` if there is no such file.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub(crate) fn of_file(path: &Path) -> Result<Option<Self>, ConfigError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(Self { path: path.to_owned(), text, origin: Origin::File })),
@@ -78,13 +79,13 @@ impl Text {
         }
     }
 
-    /// The embedded configuration, in place of the file `path`.
+    /// Returns the embedded configuration in place of the file `path`.
     pub(crate) fn embedded(path: &Path) -> Self {
         Self { path: path.to_owned(), text: super::EMBEDDED.to_owned(), origin: Origin::Embedded }
     }
 
-    /// Returns whether a plugin may have `gate = true`: never false if one has it, and sometimes
-    /// true if none has. Reading the text costs a hook less than parsing it.
+    /// Returns whether a plugin may have `gate = true`. It is never false if one has it, but may be
+    /// true if none has. Searching the text takes a hook less time than parsing it.
     pub fn may_have_gate(&self) -> bool {
         let is_comment = |line: &str| line.trim_start().starts_with('#');
         // A quoted key can contain an escape.
@@ -95,7 +96,7 @@ impl Text {
     /// Parses and checks the text.
     ///
     /// # Errors
-    /// As [`Config::parse`].
+    /// Returns the errors of [`Config::parse`].
     pub fn parse(&self) -> Result<Config, ConfigError> {
         Config::parse(&self.path, &self.text).map(|config| Config {
             embedded: self.origin == Origin::Embedded,
@@ -109,7 +110,7 @@ impl Config {
     /// Returns the configuration of an installation: see [`Text::in_force`].
     ///
     /// # Errors
-    /// As [`Text::in_force`] and [`Config::parse`].
+    /// Returns the errors of [`Text::in_force`] and [`Config::parse`].
     pub fn in_force(dirs: &Dirs) -> Result<Self, ConfigError> {
         Text::in_force(dirs)?.parse()
     }
@@ -117,7 +118,7 @@ impl Config {
     /// Stores the configuration as the last one that a worker used, if it was read from its file.
     ///
     /// # Errors
-    /// The error of the system; the file that was kept before is unchanged.
+    /// Returns the error of the system. The previous copy is then unchanged.
     pub fn keep(&self, dirs: &Dirs) -> std::io::Result<()> {
         if self.embedded || self.is_last {
             return Ok(());
@@ -151,11 +152,11 @@ pub fn is_away(path: &Path) -> bool {
     std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// Checks that the file named by `HOOKRUN_CONFIG`, if it is set, exists. A wrong name is a mistake,
-/// and never means the embedded configuration.
+/// Checks that the file that `HOOKRUN_CONFIG` names exists, if the variable is set. A wrong name is
+/// a mistake and never selects the embedded configuration.
 ///
 /// # Errors
-/// The file does not exist.
+/// Returns an error if the file does not exist.
 pub fn named_is_there() -> Result<(), ConfigError> {
     match std::env::var_os("HOOKRUN_CONFIG").filter(|value| !value.is_empty()) {
         Some(path) => must_be_there(Path::new(&path), "HOOKRUN_CONFIG"),
@@ -166,7 +167,7 @@ pub fn named_is_there() -> Result<(), ConfigError> {
 /// Checks that `path`, which the option or variable `who` names, exists.
 ///
 /// # Errors
-/// The file does not exist.
+/// Returns an error if the file does not exist.
 pub fn must_be_there(path: &Path, who: &str) -> Result<(), ConfigError> {
     if !is_away(path) {
         return Ok(());
@@ -180,7 +181,7 @@ pub fn must_be_there(path: &Path, who: &str) -> Result<(), ConfigError> {
     })
 }
 
-/// Returns what is kept for this configuration file.
+/// Returns the copy that was stored for this configuration file.
 fn last(dirs: &Dirs) -> Option<Last> {
     let text = std::fs::read(dirs.last_config()).ok()?;
     serde_json::from_slice::<Last>(&text).ok().filter(|last| last.path == dirs.config)
@@ -208,7 +209,7 @@ mod tests {
         let dirs =
             Dirs { config: directory.path().join("hookrun.toml"), state: directory.path().into() };
         let write = |text: &str| std::fs::write(&dirs.config, text).unwrap();
-        assert!(Config::in_force(&dirs).unwrap().embedded, "there never was one");
+        assert!(Config::in_force(&dirs).unwrap().embedded, "there has never been a file");
         write("[worker]\nconcurrency = 7\n");
         let config = Config::in_force(&dirs).unwrap();
         config.keep(&dirs).unwrap();
@@ -217,10 +218,14 @@ mod tests {
         assert!(last.is_last && !last.embedded);
         assert_eq!(last.worker, config.worker);
         last.keep(&dirs).unwrap();
-        assert!(last.origin().contains("goes on"));
+        assert!(last.origin().contains("stays in force"));
         let other = Dirs { config: directory.path().join("other.toml"), ..dirs.clone() };
-        assert!(Config::in_force(&other).unwrap().embedded, "of another file");
+        assert!(Config::in_force(&other).unwrap().embedded, "the copy belongs to another file");
         write("");
-        assert_eq!(Config::in_force(&dirs).unwrap().plugins.len(), 0, "on purpose");
+        assert_eq!(
+            Config::in_force(&dirs).unwrap().plugins.len(),
+            0,
+            "an empty file disables all plugins"
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! Reads `hookrun.toml` into a checked [`Config`]. Every error names the file, the line, the key
 //! and the fix.
 //!
-//! Each file has one element of the configuration, with its default and its documentation. Reading
-//! is pure: no file that the configuration names is opened here.
+//! Each file contains one element of the configuration, with its default and its documentation.
+//! Parsing is pure: the files that the configuration names are not opened here.
 
 mod builders;
 pub mod bundled;
@@ -45,8 +45,8 @@ pub use retry::Retry;
 pub use signing_key::SigningKey;
 pub use worker::{Priority, Start, Worker};
 
-/// The configuration of an installation without a file: mails about non-reproducible builds into a
-/// maildir, and the speed-factor policy.
+/// The configuration of an installation without a file: a plugin that sends mail about builds that
+/// are not reproducible to a maildir, and the policy speed-factor.
 pub const EMBEDDED: &str = include_str!("default.toml");
 
 /// A checked configuration: every name it uses is defined in it.
@@ -59,10 +59,11 @@ pub struct Config {
     /// Whether it is [`EMBEDDED`], because there is no file at `path`.
     #[serde(skip)]
     pub embedded: bool,
-    /// Whether it is the one that a worker last used, because its file is away.
+    /// Whether it is the copy that a worker last used, because its file is missing.
     #[serde(skip)]
     pub is_last: bool,
-    /// The text, so that another process of hookrun uses the same one.
+    /// The text, which is passed to other processes of hookrun so that all use the same
+    /// configuration.
     #[serde(skip)]
     pub text: String,
     #[serde(skip)]
@@ -75,7 +76,7 @@ pub struct Config {
     pub mail: BTreeMap<String, Mail>,
     #[serde(rename = "http-credentials")]
     credential_tables: BTreeMap<String, http::CredentialTable>,
-    /// `[http-credentials.NAME]`, after the check of the tables.
+    /// The credentials of `[http-credentials.NAME]`, after the tables were checked.
     #[serde(skip)]
     pub http_credentials: BTreeMap<String, HttpCredential>,
 }
@@ -84,7 +85,7 @@ impl Config {
     /// Reads and checks the configuration at `path`, or [`EMBEDDED`] if there is no file.
     ///
     /// # Errors
-    /// The first error, with its line and its fix.
+    /// Returns the first error, with its line and its fix.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Text::of_file(path)?.unwrap_or_else(|| Text::embedded(path)).parse()
     }
@@ -92,7 +93,7 @@ impl Config {
     /// Checks the text of a configuration.
     ///
     /// # Errors
-    /// As [`Config::load`].
+    /// Returns the errors of [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let mut config: Self =
             toml::from_str(text).map_err(|error| ConfigError::syntax(path, text, &error))?;
@@ -107,7 +108,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The checks that need more than one value, in the order of the file's elements.
+    /// Runs the checks that need more than one value, in the order of the file's elements.
     fn check(&mut self) -> Result<(), KeyError> {
         self.worker.check().map_err(|error| error.below(&["worker"]))?;
         self.builders.check().map_err(|error| error.below(&["builders"]))?;
@@ -139,13 +140,13 @@ impl Config {
         }
     }
 
-    /// The line of a key, such as `["plugins", "cache", "grant"]`, or of its nearest parent that is
-    /// there.
+    /// Returns the line of a key, such as `["plugins", "cache", "grant"]`, or of its nearest parent
+    /// in the file.
     pub fn line_of(&self, keys: &[&str]) -> Option<usize> {
         self.lines.of(keys)
     }
 
-    /// The line of a key, if it is there itself.
+    /// Returns the line of a key, if the key is in the file.
     pub fn exact_line_of(&self, keys: &[&str]) -> Option<usize> {
         self.lines.at(keys)
     }
@@ -156,7 +157,7 @@ impl Config {
         self.plugins.values().flat_map(|plugin| http::ports(&plugin.grant.http)).collect()
     }
 
-    /// Returns every file that the configuration comes from or names: itself, plugins, secrets and
+    /// Returns every file that the configuration consists of or names: itself, plugins, secrets and
     /// certificates. Long-running processes watch them for changes.
     pub fn files(&self) -> Vec<PathBuf> {
         let plugins = self.plugins.values().filter_map(|plugin| match &plugin.source {
@@ -172,7 +173,7 @@ impl Config {
             let from = &store.credentials;
             [&from.access_key_id_file, &from.secret_access_key_file, &from.session_token_file]
         });
-        // Where nothing else says where credentials come from, a profile may have them.
+        // If no other source of credentials is configured, they may come from a profile.
         let profiles = self.object_stores.values().any(|store| {
             store.credentials.access_key_id_file.is_none()
                 && store.url.as_deref().is_some_and(|url| url.starts_with("s3:"))
@@ -196,7 +197,7 @@ impl Config {
         files
     }
 
-    /// An error about the key `keys`.
+    /// Returns an error about the key `keys`.
     pub fn error(&self, keys: &[&str], message: impl Into<String>) -> ConfigError {
         ConfigError { path: self.path.clone(), line: self.line_of(keys), message: message.into() }
     }

@@ -1,6 +1,5 @@
-//! The one table of limits: key, default, unit and meaning. Documentation and messages are
-//! generated from it; `hookrun_host::limits` enforces it. Nothing is unlimited
-//! by default.
+//! The table of limits: key, default, unit and meaning. Documentation and messages are generated
+//! from it; `hookrun_host::limits` enforces them. No limit is infinite by default.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::suggestion;
 
-/// What a limit counts.
+/// The unit of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Bytes, written `"128MiB"` or as a number.
@@ -28,16 +27,16 @@ macro_rules! limits {
         pub enum Limit { $($(#[doc = $doc])+ $variant,)+ }
 
         impl Limit {
-            /// All of them, in the order of the documentation.
+            /// All limits, in the order of the documentation.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The key under `[plugins.NAME.limits]`.
+            /// Returns the key under `[plugins.NAME.limits]`.
             pub const fn key(self) -> &'static str { match self { $(Self::$variant => $key,)+ } }
-            /// The unit.
+            /// Returns the unit.
             pub const fn unit(self) -> Unit { match self { $(Self::$variant => Unit::$unit,)+ } }
-            /// The default, in bytes, milliseconds or pieces.
+            /// Returns the default in bytes, milliseconds or pieces.
             pub const fn default(self) -> u64 { match self { $(Self::$variant => $default,)+ } }
-            /// One sentence.
+            /// Returns the description, which is one sentence.
             pub const fn doc(self) -> &'static str { match self { $(Self::$variant => concat!($($doc),+),)+ } }
         }
     };
@@ -112,14 +111,14 @@ limits! {
     HttpBetweenBytesTime = "http-between-bytes-time", Time, 30_000;
 }
 
-/// The limits of one plugin: the table's defaults with what the configuration overrides.
+/// The limits of one plugin: the defaults, and the values that the configuration overrides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
     overrides: Vec<(Limit, u64)>,
 }
 
 impl Limits {
-    /// The value in force, in the limit's unit.
+    /// Returns the value in force, in the limit's unit.
     pub fn get(&self, limit: Limit) -> u64 {
         self.overrides
             .iter()
@@ -127,7 +126,7 @@ impl Limits {
             .map_or(limit.default(), |(_, value)| *value)
     }
 
-    /// The value in force of a time limit.
+    /// Returns the value in force of a time limit.
     pub fn time(&self, limit: Limit) -> Duration {
         Duration::from_millis(self.get(limit))
     }
@@ -227,7 +226,8 @@ impl Limit {
         self.reached_in(plugin, allowed, used, None)
     }
 
-    /// As [`Limit::reached`], during the host call `call`, such as `mail.send`.
+    /// Returns the message of [`Limit::reached`] for a limit that was reached during the host call
+    /// `call`, such as `mail.send`.
     pub fn reached_in(
         self,
         plugin: &str,
@@ -258,8 +258,8 @@ impl Limit {
         }
     }
 
-    /// Returns a value to write instead of `allowed`: twice as much, or what was wanted if that is
-    /// more.
+    /// Returns a value to write instead of `allowed`: twice as much, or the requested amount if
+    /// that is more.
     fn enough(self, allowed: u64, used: Option<u64>) -> u64 {
         let used = used.unwrap_or_default();
         let wanted = if self.unit() == Unit::Bytes {
@@ -270,10 +270,10 @@ impl Limit {
         allowed.saturating_mul(2).max(wanted)
     }
 
-    /// Parses what the configuration says for this limit.
+    /// Parses the configured value of this limit.
     ///
     /// # Errors
-    /// A fragment with the expected form.
+    /// Returns a fragment with the expected form.
     pub fn parse(self, value: &toml::Value) -> Result<u64, String> {
         let expected = match self.unit() {
             Unit::Bytes => "a size such as \"128MiB\"",
@@ -309,7 +309,7 @@ mod tests {
              under [plugins.greedy.limits]"
         );
         assert_eq!(Limit::WallTime.line(120_000), "wall-time = \"2m\"");
-        // What is written is enough, and rounding hides nothing.
+        // The suggested value is sufficient, and rounding does not hide the difference.
         let message = Limit::CallBytes.reached_in("greedy", MIB, Some(5 * MIB), Some("mail.send"));
         assert!(
             message.contains(
@@ -324,9 +324,9 @@ mod tests {
         );
     }
 
-    /// The table of docs/configuration.md is this table.
+    /// Compares the table of docs/configuration.md with this one.
     #[test]
-    fn the_table_of_the_page_is_this_table() {
+    fn the_documentation_has_the_same_table() {
         let page = include_str!("../../../../docs/configuration.md");
         for limit in Limit::ALL {
             let line = limit.line(limit.default());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-/// How mail is sent.
+/// The way in which mail is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MailTransport {
@@ -20,7 +20,7 @@ pub enum MailTransport {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Mail {
-    /// How mail is sent.
+    /// The way in which mail is sent.
     pub transport: MailTransport,
     /// For `smtp`: `smtps://host:465` (TLS), `smtp://host:587?tls=required` (STARTTLS),
     /// `?tls=opportunistic`, or `smtp://host:25` (plain).
@@ -35,8 +35,8 @@ pub struct Mail {
     pub password_file: Option<PathBuf>,
     /// For `smtp`: a file with the certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// For `smtp`: the name that this machine gives itself (EHLO); by default its host name if it
-    /// has a domain, else its address.
+    /// For `smtp`: the name that this machine sends in EHLO. By default it is the host name if it
+    /// has a domain, and the address otherwise.
     pub helo_name: Option<String>,
     /// For `maildir`; by default below hookrun's state.
     pub directory: Option<PathBuf>,

@@ -11,8 +11,8 @@ use super::quantity::optional_duration;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct ObjectStore {
-    /// `s3://bucket[/prefix]`, `gs://`, `az://`, `http(s)://` or `file:///dir`; absent: a directory
-    /// below hookrun's state.
+    /// `s3://bucket[/prefix]`, `gs://`, `az://`, `http(s)://` or `file:///dir`. If it is missing,
+    /// the store is a directory below hookrun's state.
     pub url: Option<String>,
     pub region: Option<String>,
     /// The S3 endpoint, such as `http://127.0.0.1:9000`.
@@ -22,13 +22,13 @@ pub struct ObjectStore {
     pub credentials: Credentials,
     /// The profile of `~/.aws/credentials` that has the S3 credentials.
     pub profile: Option<String>,
-    /// How long the server may take to begin an answer, and between two pieces of it.
+    /// How long the server may take to begin an answer, and between two parts of it.
     #[serde(deserialize_with = "optional_duration")]
     pub timeout: Option<Duration>,
 }
 
-/// Where credentials come from. Without files: the environment (`AWS_ACCESS_KEY_ID`,
-/// `AWS_SECRET_ACCESS_KEY`), then a profile of `~/.aws/credentials`, then the instance's role.
+/// The source of the credentials. Without files it is the environment (`AWS_ACCESS_KEY_ID`,
+/// `AWS_SECRET_ACCESS_KEY`), then a profile of `~/.aws/credentials`, then the role of the instance.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Credentials {
@@ -38,16 +38,18 @@ pub struct Credentials {
     pub secret_access_key_file: Option<PathBuf>,
     /// A file with a session token.
     pub session_token_file: Option<PathBuf>,
-    /// Requests without a signature, for public or inner stores.
+    /// Whether requests are sent without a signature, for public or internal stores.
     pub anonymous: bool,
 }
 
-/// Where the AWS tools keep access keys: `AWS_SHARED_CREDENTIALS_FILE` or `~/.aws/credentials`.
+/// Returns the file of the AWS tools with access keys: `AWS_SHARED_CREDENTIALS_FILE` or
+/// `~/.aws/credentials`.
 pub fn profiles_file() -> Option<PathBuf> {
     of_environment("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")
 }
 
-/// Where they keep everything else about profiles: `AWS_CONFIG_FILE` or `~/.aws/config`.
+/// Returns the file of the AWS tools with other settings of profiles: `AWS_CONFIG_FILE` or
+/// `~/.aws/config`.
 pub fn profiles_config_file() -> Option<PathBuf> {
     of_environment("AWS_CONFIG_FILE", ".aws/config")
 }

@@ -1,5 +1,5 @@
-//! The files that a configuration names: all of them relative to the configuration's own directory,
-//! wherever the command is run from.
+//! The files that a configuration names. All of them are relative to the directory of the
+//! configuration, independent of the current directory.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::{Config, Credentials, Mail, PluginSource, SigningKey};
 /// A file with a secret, and the keys that name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretFile {
-    /// Such as `["signing-keys", "cache-1", "file"]`.
+    /// The keys, such as `["signing-keys", "cache-1", "file"]`.
     pub keys: Vec<String>,
     pub path: PathBuf,
 }
@@ -43,7 +43,7 @@ fn paths_mut(config: &mut Config) -> Vec<&mut PathBuf> {
         paths.extend(password_file);
         paths.extend(ca_file);
         paths.extend(directory);
-        // A bare name is looked up in PATH, as a shell would.
+        // A bare name is looked up in PATH, as a shell does.
         paths.extend(program.as_mut().filter(|program| program.components().count() > 1));
     }
     for credential in config.http_credentials.values_mut() {
@@ -59,7 +59,7 @@ fn paths_mut(config: &mut Config) -> Vec<&mut PathBuf> {
 }
 
 impl Config {
-    /// The files with secrets: keys, passwords and tokens. An access key id is a name and no
+    /// Returns the files with secrets: keys, passwords and tokens. An access key id is not a
     /// secret.
     pub fn secret_files(&self) -> Vec<SecretFile> {
         let mut files = Vec::new();

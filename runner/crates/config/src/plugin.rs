@@ -1,5 +1,4 @@
-//! `[plugins.NAME]`: where a plugin comes from, which hooks it serves, what it may do and how it is
-//! retried.
+//! `[plugins.NAME]`: the source of a plugin, its hooks, its grants and its retries.
 
 use std::path::PathBuf;
 
@@ -16,16 +15,16 @@ pub struct Plugin {
     #[serde(skip)]
     pub name: String,
     pub source: PluginSource,
-    /// The hooks it serves; empty: all that it exports.
+    /// The hooks that it serves; if empty, all that it exports.
     #[serde(default)]
     pub hooks: Vec<HookKind>,
     #[serde(default)]
     pub filter: Filter,
     #[serde(default)]
     pub retry: Retry,
-    /// Runs at the same time; none: limited only by the worker's concurrency.
+    /// Maximum number of concurrent runs. If unset, only the worker's concurrency limits them.
     pub concurrency: Option<usize>,
-    /// The order in which its tasks run; none: the order that its metadata asks for.
+    /// The order in which its tasks run. If unset, the order that its metadata asks for.
     pub order: Option<TaskOrder>,
     /// Whether it runs inside the post-build hook, where its failure fails the build.
     #[serde(default)]
@@ -47,7 +46,7 @@ fn json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<serde_json::Value,
     serde_json::to_value(table).map_err(D::Error::custom)
 }
 
-/// Where a component is.
+/// The source of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PluginSource {
     /// Part of this program: `bundled:s3-upload`.

@@ -1,7 +1,7 @@
 //! Durations such as `"15m"` and sizes such as `"2GiB"`, for `deserialize_with`.
 //!
-//! `humantime-serde` and bytesize's own deserialiser say "expected a duration" and stop there;
-//! these messages show the value and a form that is accepted.
+//! The errors of `humantime-serde` and of bytesize's own deserialiser only say "expected a
+//! duration". These messages show the value and an accepted form.
 
 use std::time::Duration;
 

@@ -1,10 +1,9 @@
 //! `[builders.machine-resources]`, `[builders.feature-resources]` and
-//! `[builders.shared-resources]`: what builds take besides a slot, such as memory, GPUs and
-//! licences, and how much of it there is.
+//! `[builders.shared-resources]`: the resources that builds take in addition to a slot, such as
+//! memory, GPUs and licences, and their total amounts.
 //!
-//! Amounts are whole numbers in whatever unit the configuration uses throughout; a size such as
-//! `"64GiB"` is its bytes. What is counted against them is in
-//! `hookrun_builders::slots::reservations`.
+//! Amounts are whole numbers in any unit that the configuration uses consistently; a size such as
+//! `"64GiB"` is a number of bytes. `hookrun_builders::slots::reservations` reserves them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -124,32 +123,33 @@ impl fmt::Display for Amounts {
     }
 }
 
-/// Formats an amount. From one mebibyte on it is shown as a size, because there are no million
-/// GPUs.
+/// Formats an amount. An amount of at least one mebibyte is shown as a size, because nobody has a
+/// million GPUs.
 pub fn show(amount: u64) -> String {
     const SIZE_FROM: u64 = 1 << 20;
     if amount < SIZE_FROM { amount.to_string() } else { Limit::Memory.show(amount) }
 }
 
-/// The feature with the amounts of resources that no required feature names.
+/// Stands for every feature in `feature-resources`, for resources that no required feature names.
 pub const ANY_FEATURE: &str = "*";
 
 /// Resources that builds consume.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// What each machine has, by store URI. A machine has an unlimited amount of other resources.
+    /// The resources of each machine, by store URI. A machine has an unlimited amount of other
+    /// resources.
     pub machines: BTreeMap<String, Amounts>,
-    /// What a build takes that requires a feature, by feature, or [`ANY_FEATURE`].
+    /// The resources that a build takes if it requires a feature, by feature, or [`ANY_FEATURE`].
     pub features: BTreeMap<String, Amounts>,
-    /// What all machines have together.
+    /// The resources that all machines share.
     pub shared: Amounts,
 }
 
-/// The table of what machines have.
+/// The table of the machines' resources.
 const MACHINES: &str = "machine-resources";
-/// The table of what builds take.
+/// The table of the resources that builds take.
 const FEATURES: &str = "feature-resources";
-/// The table of what is shared.
+/// The table of shared resources.
 const SHARED: &str = "shared-resources";
 
 impl Resources {
@@ -196,7 +196,7 @@ impl Resources {
             if amount > all {
                 let (amount, all) = (show(amount), show(all));
                 return Err(format!(
-                    "a build takes {amount} of `{name}`, and [builders.{SHARED}] has {all} in all, so none can ever be built; raise that"
+                    "a build takes {amount} of `{name}`, but [builders.{SHARED}] has only {all}, so it can never run; increase the amount there"
                 ));
             }
         } else if of_machines.peek().is_none() {
@@ -221,8 +221,8 @@ impl Resources {
         self.features.is_empty()
     }
 
-    /// Returns what a build with these required features takes: the sum of their amounts, and those
-    /// of [`ANY_FEATURE`] for resources that they do not name.
+    /// Returns the resources that a build with these required features takes: the sum of their
+    /// amounts, and those of [`ANY_FEATURE`] for resources that they do not name.
     pub fn takes(&self, features: &[String]) -> Amounts {
         let mut takes = Amounts::default();
         for feature in features {
@@ -254,11 +254,12 @@ impl Resources {
         })
     }
 
-    /// Returns why a build that takes so much can never run on `machine`, if so.
+    /// Returns the reason why a build that takes these amounts can never run on `machine`, if there
+    /// is one.
     pub fn never(&self, machine: &str, takes: &Amounts) -> Option<String> {
         let (name, amount, total, shared) =
             self.limited(machine, takes).find(|(_, amount, total, _)| amount > total)?;
         let who = if shared { "there is" } else { "it has" };
-        Some(format!("{who} {name} {} in all, and the build takes {}", show(total), show(amount)))
+        Some(format!("{who} only {name} {}, and the build takes {}", show(total), show(amount)))
     }
 }

@@ -16,8 +16,8 @@ pub struct Retry {
     pub min_delay: Duration,
     #[serde(deserialize_with = "duration")]
     pub max_delay: Duration,
-    /// A task with transient failures is given up after this time, however many attempts are left:
-    /// while a service is down for all tasks of a plugin, attempts are not counted.
+    /// A task with transient failures is given up after this time, even if attempts are left: while
+    /// a service is down for all tasks of a plugin, attempts are not counted.
     #[serde(deserialize_with = "duration")]
     pub give_up_after: Duration,
 }

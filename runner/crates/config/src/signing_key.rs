@@ -7,7 +7,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SigningKey {
-    /// A file as `nix-store --generate-binary-cache-key` makes it; the name in it must be the NAME
-    /// of the table.
+    /// A file as `nix-store --generate-binary-cache-key` creates it. The name in it must be the
+    /// NAME of the table.
     pub file: PathBuf,
 }

@@ -89,7 +89,7 @@ file = "/etc/nix/cache-private-key"
 }
 
 proptest::proptest! {
-    /// Whatever the file holds, reading it ends in a value or an error, never in a panic.
+    /// Reading any text returns a value or an error and never panics.
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC*") {
         let _ = parse(&text);

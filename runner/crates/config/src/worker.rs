@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::KeyError;
 use super::quantity::{duration, size};
 
-/// Who starts the worker.
+/// The process that starts the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
@@ -24,10 +24,10 @@ pub enum Start {
 pub enum Priority {
     /// Uses only resources that are idle.
     Idle,
-    /// Builds come first.
+    /// Gives priority to builds.
     #[default]
     Low,
-    /// Keeps the priority it was started with.
+    /// Keeps the priority of the process that starts it.
     Normal,
 }
 
@@ -44,30 +44,30 @@ impl Priority {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Worker {
-    /// Who starts the worker.
+    /// The process that starts the worker.
     pub start: Start,
-    /// Of a worker in the background and of all that it starts.
+    /// The priority of a background worker and its child processes.
     pub priority: Priority,
-    /// Tasks that run at the same time.
+    /// Maximum number of tasks that run at the same time.
     pub concurrency: usize,
     /// A worker started by a hook exits after this time without work.
     #[serde(deserialize_with = "duration")]
     pub idle_exit: Duration,
-    /// How long ended events and their attempts stay in the journal.
+    /// How long completed events and their attempts stay in the journal.
     #[serde(deserialize_with = "duration")]
     pub keep: Duration,
-    /// Longest time for which outputs of unfinished events are kept from garbage collection.
+    /// Maximum time for which outputs of unfinished events are kept from garbage collection.
     #[serde(deserialize_with = "duration")]
     pub roots_max_age: Duration,
-    /// Largest total size of these outputs in bytes; the oldest are released first.
+    /// Maximum total size of these outputs in bytes; the oldest are released first.
     #[serde(deserialize_with = "size")]
     pub roots_max_size: u64,
-    /// Unfinished events of one build user in the journal.
+    /// Maximum number of unfinished events of one build user in the journal.
     pub max_events_per_user: u64,
-    /// Total size of the unfinished events of one build user.
+    /// Maximum total size of the unfinished events of one build user.
     #[serde(deserialize_with = "size")]
     pub max_bytes_per_user: u64,
-    /// The user that guests run as where the worker is root.
+    /// The user that guests run as if the worker is root.
     pub user: Option<String>,
     /// Refuse to run plugins on a kernel that lacks a part of the sandbox.
     pub require_sandbox: bool,

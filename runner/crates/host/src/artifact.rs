@@ -1,8 +1,9 @@
-//! A plugin that was read and checked without running or compiling anything: the first stage from a
-//! table of the configuration to a plugin that can run. [`crate::host`] makes it.
+//! A plugin that was read and checked without running or compiling anything. This is the first
+//! stage between a table of the configuration and a plugin that can run; [`crate::host`] creates
+//! it.
 //!
-//! The bytes of a component are read here and passed on, never parsed: a contained process finds
-//! out what they are ([`crate::examine`]).
+//! The bytes of a component are read here and passed on, but never parsed: a contained process
+//! examines them ([`crate::examine`]).
 
 use std::borrow::Cow;
 use std::io::Read as _;
@@ -20,11 +21,11 @@ use hookrun_capability::grants::{Effective, Missing};
 use hookrun_config::{self as config, Config, ConfigError, PluginSource};
 use hookrun_nix::event::HookKind;
 
-/// The largest component that is read; the largest known toolchain (Python) makes 18 MiB.
+/// Maximum size of a component in bytes. The largest known toolchain (Python) produces 18 MiB.
 const MAX_COMPONENT: u64 = 256 << 20;
 
-/// A plugin that was read and checked: it is a component, it has the hooks, it accepts its
-/// configuration, and everything it wants is granted.
+/// A plugin that was read and checked: it is a component, it exports the configured hooks, its
+/// schema allows its configuration, and everything it requires is granted.
 #[derive(Debug)]
 pub struct Artifact {
     pub(crate) component: Component,
@@ -35,7 +36,7 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Checks what was found out about `plugin` against its table.
+    /// Compares the result of the examination with the table of `plugin`.
     pub(crate) fn checked(
         component: Component,
         verdict: Verdict,
@@ -91,27 +92,27 @@ impl Artifact {
         Ok(Self { component, description, keys, hooks, context: Arc::new(context) })
     }
 
-    /// What it says about itself, and what its bytes say.
+    /// Returns the metadata, exports and imports of the component.
     pub fn description(&self) -> &Description {
         &self.description
     }
 
-    /// The hooks it serves: those of the configuration, by default all it exports.
+    /// Returns the hooks that it serves: the configured ones, or all that it exports by default.
     pub fn hooks(&self) -> &[HookKind] {
         &self.hooks
     }
 
-    /// What it has: wanted and granted.
+    /// Returns the capabilities that are both wanted and granted.
     pub fn effective(&self) -> &Effective {
         &self.context.effective
     }
 
-    /// The keys of its configuration, one level deep.
+    /// Returns the top-level keys of its configuration.
     pub fn keys(&self) -> &[ConfigKey] {
         &self.keys
     }
 
-    /// The component.
+    /// Returns the component.
     pub fn component(&self) -> &Component {
         &self.component
     }
@@ -132,32 +133,32 @@ pub(crate) fn plugin_error(
 pub struct Component {
     pub(crate) wasm: Cow<'static, [u8]>,
     pub(crate) digest: String,
-    /// The file that it was read from; none if it is bundled, or was changed meanwhile.
+    /// The file that it was read from. `None` if it is bundled or was changed while it was read.
     pub(crate) stamp: Option<Stamp>,
 }
 
 impl Component {
-    /// Reads it.
+    /// Reads the component of `source`.
     ///
     /// # Errors
-    /// A fragment that names the file.
+    /// Returns a fragment that names the file.
     pub fn read(source: &PluginSource) -> Result<Self, String> {
         let (wasm, stamp) = read(source)?;
         Ok(Self { digest: compiled_cache::digest(&wasm), wasm, stamp })
     }
 
-    /// SHA-256, in hexadecimal.
+    /// Returns the SHA-256 digest in hexadecimal.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// How many bytes it has.
+    /// Returns the length in bytes.
     pub fn length(&self) -> usize {
         self.wasm.len()
     }
 }
 
-/// The bytes of a component, and where they were.
+/// Reads the bytes of a component, and the stamp of the file that holds them.
 fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<Stamp>), String> {
     match source {
         PluginSource::Bundled(name) => {
@@ -178,7 +179,7 @@ fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<Stamp>), St
                     "{shown} cannot be read ({error}); make it readable for the user that runs plugins"
                 ),
             };
-            // Opening a FIFO must not wait for a writer.
+            // Opening a FIFO must not block until a writer appears.
             let mut file = std::fs::OpenOptions::new()
                 .read(true)
                 .custom_flags(libc::O_NONBLOCK)
@@ -221,7 +222,7 @@ fn hooks(plugin: &config::Plugin, description: &Description) -> Result<Vec<HookK
     Ok(hooks)
 }
 
-/// What is missing, and the lines to write where the table of the grants is, or where it has to be.
+/// Describes the missing grants and the lines to write, with the place of the grant table.
 fn ungranted(plugin: &str, missing: &[Missing], config: &Config) -> String {
     let quoted = |words: Vec<&str>| {
         words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
@@ -238,7 +239,7 @@ fn ungranted(plugin: &str, missing: &[Missing], config: &Config) -> String {
     )
 }
 
-/// A policy is granted what policies do not get.
+/// Describes grants that policies of builder selection cannot get.
 fn too_much_for_policy(plugin: &str, hooks: &[HookKind], granted: &[&str]) -> String {
     let quoted = |words: &mut dyn Iterator<Item = &str>| {
         words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")

@@ -1,10 +1,10 @@
-//! The component bindings, generated from `plugin-sdk/wit`. One world takes all imports and all
-//! hooks; a plugin has some of the hooks, so the world as a whole is never instantiated:
-//! [`super::linked`] asks for each interface by itself.
+//! The component bindings, generated from `plugin-sdk/wit`. One world has all imports and all
+//! hooks. A plugin exports only some of the hooks, so the world as a whole is never instantiated:
+//! [`super::linked`] looks up each interface separately.
 //!
 //! Every import is `async` (a guest waits without holding a thread) and `trappable` (a limit can
-//! end the run from within a host call). Only this crate and [`hookrun_capability`] use this
-//! module; everything else sees the types of [`hookrun_nix::event`] and [`hookrun_nix::outcome`].
+//! end the run during a host call). Only this crate and [`hookrun_capability`] use this module; all
+//! others use the types of [`hookrun_nix::event`] and [`hookrun_nix::outcome`].
 
 #![allow(
     unused_variables,
@@ -13,8 +13,8 @@
     reason = "generated code; the documentation is in the WIT"
 )]
 
-/// `wasi:http/outgoing-handler`, whose `handle` is a host call like the others; `wasi:http/types`
-/// is wasmtime-wasi-http's.
+/// `wasi:http/outgoing-handler`, whose `handle` is a host call of this crate. `wasi:http/types` is
+/// implemented by wasmtime-wasi-http.
 pub mod http {
     wasmtime::component::bindgen!({
         path: "../../../plugin-sdk/wit/wasi-http-0.2.12",

@@ -2,7 +2,7 @@
 
 use hookrun_config::{Plugin, PluginSource};
 
-/// The component of each, by name.
+/// The component of each bundled plugin, by name.
 const COMPONENTS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/components.rs"));
 
 /// Returns the component of a bundled plugin.
@@ -10,9 +10,9 @@ pub fn component(name: &str) -> Option<&'static [u8]> {
     COMPONENTS.iter().find(|(known, _)| *known == name).map(|(_, component)| *component)
 }
 
-/// A service that the configuration of a bundled plugin names, and that its grant does not give it:
-/// the key of the plugin's configuration, and what is wrong, with the fix. What the keys of other
-/// plugins mean only those plugins know.
+/// Returns the first service that the configuration of a bundled plugin names and its grant does
+/// not include: the key of the plugin's configuration, and the problem with its fix. Only bundled
+/// plugins can be checked, because the host does not know the meaning of other plugins' keys.
 pub fn beyond_grants(plugin: &Plugin) -> Option<(&'static str, String)> {
     if plugin.source != PluginSource::Bundled("s3-upload".to_owned()) {
         return None;
@@ -22,7 +22,7 @@ pub fn beyond_grants(plugin: &Plugin) -> Option<(&'static str, String)> {
         ("key", "signing", &plugin.grant.signing),
     ];
     services.into_iter().find_map(|(key, interface, granted)| {
-        // The plugin does not load without a store, which is a message of its own.
+        // A plugin without any store does not load, and gets a message of its own.
         if key == "bucket" && granted.is_empty() {
             return None;
         }

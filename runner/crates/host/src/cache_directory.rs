@@ -1,6 +1,6 @@
 //! A directory of files that only this user and root can have written: compiled plugins
-//! ([`super::compiled_cache`]) and verdicts ([`super::verdicts`]). A file appears whole or not at
-//! all, is young while it is used, and is removed when nothing needs it.
+//! ([`super::compiled_cache`]) and verdicts ([`super::verdicts`]). A file is written completely or
+//! not at all, its age is reset when it is used, and it is removed when nothing needs it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -17,37 +17,37 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 
 use super::compiled_cache::KEY_LENGTH;
 
-/// Any process that is given its descriptor may read an entry: the runner opens it as root and maps
-/// it as another user, which opens it once more through `/proc`. The directory keeps all others
-/// away.
+/// Mode of the entries. Any process that gets the descriptor of an entry may read it: the runner
+/// opens it as root and maps it as another user, which reopens it through `/proc`. The mode of the
+/// directory keeps all other users away.
 pub(super) const ENTRY_MODE: Mode =
     Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::ROTH);
 
-/// How many entries of plugins that are not configured are kept: each change of a plugin or of
-/// hookrun leaves one behind.
+/// How many entries of plugins that are not configured are kept. Each change of a plugin or of
+/// hookrun leaves such entries.
 #[derive(Debug, Clone, Copy)]
 pub struct Leftovers {
-    /// As many as these, the youngest.
+    /// The maximum number of entries that are kept, youngest first.
     pub most: usize,
-    /// Those beyond `most` that were used within this time.
+    /// Entries beyond `most` are also kept if they were used within this time.
     pub young: Duration,
-    /// Those among `most` that were used within this time.
+    /// Entries among `most` are kept only if they were used within this time.
     pub old: Duration,
 }
 
 const DAY: Duration = Duration::from_hours(24);
-/// For a cache of configured plugins: one that comes back soon is still there.
+/// For a cache of configured plugins: a plugin that is configured again soon is still cached.
 pub const OF_CONFIGURATION: Leftovers =
     Leftovers { most: 64, young: DAY, old: Duration::from_hours(30 * 24) };
 /// For a cache of plugins under test, of which nothing needs to be kept.
 pub const OF_TESTS: Leftovers = Leftovers { most: 64, young: Duration::ZERO, old: DAY };
 
-/// An entry's time of use is at most this much too early: a hook that finds an entry need not
-/// write.
+/// The recorded time of use of an entry may be this much too early, so that a hook that finds an
+/// entry rarely has to write.
 const RENEWED_AFTER: Duration = Duration::from_hours(1);
 
-/// Removes entries that are not among `configured`, as far as `leftovers` does not keep them; and
-/// what a process that died left half made.
+/// Removes entries that are neither in `configured` nor kept by `leftovers`, and incomplete files
+/// of processes that died.
 pub(super) fn prune(path: &Path, configured: &BTreeSet<String>, leftovers: Leftovers) {
     let Ok(directory) = open_directory(path) else { return };
     let Ok(listed) = rustix::fs::Dir::read_from(directory.as_fd()) else { return };
@@ -80,7 +80,7 @@ pub(super) fn prune(path: &Path, configured: &BTreeSet<String>, leftovers: Lefto
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens the directory, if only this user and root could have written in it.
+/// Opens the directory if only this user and root could have written to it.
 pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String> {
     let user = rustix::process::geteuid().as_raw();
     let failed =
@@ -124,15 +124,15 @@ pub(super) fn open_directory(path: &Path) -> std::result::Result<OwnedFd, String
     Ok(directory)
 }
 
-/// Returns whether only `user` and root can change it. `sticky`: accept a directory in which users
-/// can rename only their own files.
+/// Returns whether only `user` and root can change it. With `sticky`, a directory in which users
+/// can rename only their own files is accepted.
 pub(super) fn only_ours(stat: &Stat, user: u32, sticky: bool) -> bool {
     let owned = stat.st_uid == user || stat.st_uid == 0;
     let closed = stat.st_mode & 0o022 == 0 || (sticky && stat.st_mode & 0o1000 != 0);
     owned && closed
 }
 
-/// Returns the state of an open file, if only this user can have written it.
+/// Returns the metadata of an open file if only this user can have written it.
 pub(super) fn trusted(file: &File) -> Option<Stat> {
     let stat = rustix::fs::fstat(file).ok()?;
     let user = rustix::process::geteuid().as_raw();
@@ -140,32 +140,32 @@ pub(super) fn trusted(file: &File) -> Option<Stat> {
     (regular && stat.st_uid == user && only_ours(&stat, user, false)).then_some(stat)
 }
 
-/// Makes a file young again, because it is used.
+/// Resets the age of a file that is used.
 pub(super) fn renew(file: &File) {
     let Ok(stat) = rustix::fs::fstat(file) else { return };
     if unused_for(&stat) > RENEWED_AFTER {
         let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-        // One that cannot be renewed can be used all the same.
+        // A file whose age cannot be reset is still usable.
         let _renewed =
             rustix::fs::futimens(file, &Timestamps { last_access: now, last_modification: now });
     }
 }
 
-/// How long ago an entry was made or renewed; nothing if the clock was set back.
+/// Returns how long ago an entry was written or renewed; zero if the clock was set back.
 fn unused_for(stat: &Stat) -> Duration {
     let used = UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or_default());
     SystemTime::now().duration_since(used).unwrap_or_default()
 }
 
-/// Puts a file into the directory: whole or not at all.
+/// Writes a file to the directory, completely or not at all.
 pub(super) fn put(directory: &OwnedFd, name: &str, parts: &[&[u8]]) -> std::io::Result<()> {
     static SEQUENCE: AtomicU64 = AtomicU64::new(0);
     let temporary = format!(".{}-{}", std::process::id(), SEQUENCE.fetch_add(1, Ordering::Relaxed));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // A file of that name belongs to a process that died: process ids are reused.
+    // An existing file of this name belongs to a process that died, because process ids are reused.
     let _ = rustix::fs::unlinkat(directory, &*temporary, AtFlags::empty());
     let mut file = File::from(rustix::fs::openat(directory, &*temporary, flags, ENTRY_MODE)?);
-    // The umask removes bits from the mode of a new file.
+    // The umask removes bits from the mode of a new file, so set the mode explicitly.
     rustix::fs::fchmod(&file, ENTRY_MODE)?;
     let written = parts
         .iter()

@@ -1,9 +1,9 @@
-//! Compilation, contained. Untrusted bytes can make a compiler take unlimited time and memory, and
-//! wasmtime does not protect against that. The compiler therefore runs in a child process
-//! ([`super::contain`]) with limits on both (`compile-time`, `compile-memory`). This process never
-//! compiles, except with [`Compiler::InProcess`].
+//! Compiles components in a contained process. Untrusted bytes can make a compiler take unlimited
+//! time and memory, and wasmtime does not protect against that. The compiler therefore runs in a
+//! child process ([`super::contain`]) with limits on both (`compile-time`, `compile-memory`). This
+//! process never compiles, except with [`Compiler::InProcess`].
 //!
-//! Called by [`super::host`] when a plugin is made ready.
+//! [`super::host`] calls this module when it prepares a plugin.
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitStatus;
@@ -16,32 +16,33 @@ use super::engine;
 use hookrun_config::{Limit, Plugin};
 use hookrun_nix::exit_code::Exit;
 
-/// The hidden command of the child.
+/// The hidden command of the child process.
 pub const COMMAND: &str = "compile-one";
 
-/// Threads of the compiler: it runs beside builds.
+/// Number of compiler threads. It is low because the compiler runs beside builds.
 const THREADS: &str = "2";
-/// The most native code that one component may become; the largest known (an interpreter of Python)
-/// becomes 35 MiB.
+/// Maximum size of the native code of one component. The largest known one (an interpreter of
+/// Python) has 35 MiB.
 const MAX_CODE: u64 = 1 << 30;
-/// What the compiler says when there is no memory for its threads (rayon-core 1.13) or for
-/// something else (wasmtime 48).
+/// Messages of the compiler when memory for its threads (rayon-core 1.13) or for anything else
+/// (wasmtime 48) is exhausted.
 const NO_MEMORY: [&str; 2] = ["ThreadPoolBuildError", "out of memory"];
-/// Processor time is counted over all threads: this much more than wall time is a child that nobody
-/// stopped.
+/// Ratio of the processor time limit to the wall time limit. Processor time is the sum over all
+/// threads; this limit stops a child whose parent did not.
 const PROCESSOR_FACTOR: u64 = 4;
 
 /// Where plugins are compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compiler {
-    /// A child of this process, which must be hookrun. Where this process is root it becomes this
-    /// user.
+    /// In a child process, which must be hookrun. If this process is root, the child changes to
+    /// this user.
     Contained(Option<String>),
-    /// The same in a process that Nix waits for: what is not done by then is left for the next.
+    /// In a child process, while Nix waits. Compilation that is not finished at this time is left
+    /// to a later process.
     Within(Option<String>, Instant),
-    /// This process: for programs that are not hookrun, such as tests.
+    /// In this process, for programs that are not hookrun, such as tests.
     InProcess,
-    /// Nobody: on the hook path a plugin is there or it is not.
+    /// Nowhere: a hook uses a plugin only if it is already compiled.
     Nobody,
 }
 
@@ -51,15 +52,16 @@ pub enum CompileError {
     /// A fragment about the component, such as `does not compile (...)`.
     #[error("{0}")]
     Component(String),
-    /// A whole message: a limit, with its key.
+    /// A complete message about a limit, which names its key.
     #[error("{0}")]
     Limit(String),
-    /// Nobody compiles here.
+    /// This process does not compile.
     #[error(
         "is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`"
     )]
     NotAhead,
-    /// The child could not be started or did not finish; it says nothing about the component.
+    /// The child process could not be started or did not finish, which is not a fault of the
+    /// component.
     #[error("cannot be compiled: {0}")]
     System(String),
 }
@@ -71,7 +73,7 @@ impl From<std::io::Error> for CompileError {
 }
 
 impl Compiler {
-    /// Compiles `wasm` for an engine with `plugin`'s settings.
+    /// Compiles `wasm` for an engine with the settings of `plugin`.
     pub(super) fn compile(
         &self,
         engine: &Engine,
@@ -88,7 +90,7 @@ impl Compiler {
         }
     }
 
-    /// How long to wait for another process that compiles the same.
+    /// Returns how long to wait for another process that compiles the same component.
     pub(super) fn patience(&self, plugin: &Plugin) -> Duration {
         match self {
             Self::Nobody => Duration::ZERO,
@@ -139,14 +141,14 @@ fn failure(plugin: &Plugin, ended: ExitStatus, said: &str) -> CompileError {
         CompileError::Limit(Limit::CompileMemory.reached(&plugin.name, allowed, None))
     };
     match ended.signal() {
-        // Rust's allocator aborts when there is no more memory.
+        // Rust's allocator aborts the process when memory is exhausted.
         Some(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => too_much_memory(),
         None if NO_MEMORY.iter().any(|words| said.contains(words)) => too_much_memory(),
         Some(libc::SIGXCPU) => {
             let allowed = plugin.limits.get(Limit::CompileTime);
             CompileError::Limit(Limit::CompileTime.reached(&plugin.name, allowed, None))
         }
-        // The child judges a component by this code alone, and says what is wrong.
+        // Only this exit code stands for a faulty component; the child has printed the reason.
         None if ended.code() == Some(Exit::Failed.code().into()) && !said.trim().is_empty() => {
             refused(said)
         }
@@ -154,7 +156,7 @@ fn failure(plugin: &Plugin, ended: ExitStatus, said: &str) -> CompileError {
     }
 }
 
-/// The input of the child process.
+/// The arguments of the child process.
 #[derive(Debug, clap::Args)]
 pub struct Order {
     /// Bytes of stack for the guest: a setting of the engine
@@ -164,8 +166,8 @@ pub struct Order {
     bounds: Bounds,
 }
 
-/// The child: a component on standard input, native code on standard output, what is wrong on
-/// standard error.
+/// The main function of the child process. It reads a component from standard input and writes
+/// native code to standard output and errors to standard error.
 pub fn child(order: &Order) -> Exit {
     hookrun_system::signals::unblock();
     let (exit, error) = match child_work(order) {
@@ -173,16 +175,17 @@ pub fn child(order: &Order) -> Exit {
         Ok(Err(refused)) => (Exit::Failed, refused),
         Err(error) => (Exit::Environment, error),
     };
-    // Read by the parent.
+    // The parent process reads this.
     let _said = writeln!(std::io::stderr(), "{error}");
     exit
 }
 
-/// The inner error is about the component, the outer one about this process.
+/// Compiles the component. The inner error is about the component, the outer one about this
+/// process.
 fn child_work(order: &Order) -> Result<Result<(), String>, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    // The compiler will start some. If that fails although it works now, there is no memory left
-    // for their stacks.
+    // The compiler starts threads. If that fails later although it succeeds now, the memory for
+    // their stacks is exhausted.
     let one = std::thread::Builder::new().spawn(|| ());
     let _ended = one
         .map_err(|error| {
@@ -241,13 +244,13 @@ mod tests {
     }
 
     #[test]
-    fn a_compiler_process_that_is_not_hookrun_is_no_fault_of_the_component() {
+    fn an_error_of_a_compiler_process_that_is_not_hookrun_does_not_blame_the_component() {
         let text = "[plugins.x]\nsource = \"x.wasm\"\n";
         let config =
             hookrun_config::Config::parse(std::path::Path::new("/etc/hookrun.toml"), text).unwrap();
         let plugin = &config.plugins["x"];
         let engine = Engine::new(&engine::settings(plugin.limits.get(Limit::Stack))).unwrap();
-        // The program of this process is the test runner, which does not know the command.
+        // This test's program is the test runner, which does not have the hidden command.
         let error = Compiler::Contained(None).compile(&engine, plugin, b"").unwrap_err();
         let error = error.to_string();
         let end = "cannot be compiled: its process ended with exit status: 101: ";

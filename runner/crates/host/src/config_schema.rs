@@ -1,13 +1,14 @@
-//! A plugin's configuration schema: untrusted data that is executed, because a JSON schema is a
-//! program.
+//! A plugin's configuration schema. It is untrusted data that is executed, because a JSON schema is
+//! a program.
 //!
-//! Applied by the contained process that examines a component ([`super::examine`]), where time and
-//! memory are bounded; never by a process that may be root. Before a schema is applied, its
-//! cost is bounded here, so that the error names the cause: references must end and must not
-//! multiply (a schema of forty definitions, each naming the one before twice, is a billion of
-//! billions of checks), they stay inside the schema, keywords whose cost grows with each level are
-//! refused, and patterns are few and matched by an engine that takes linear time. Nothing is
-//! ever fetched. Then the schema is checked ([`check`]) and compared with the table ([`validate`]).
+//! Schemas are applied only by the contained process that examines a component
+//! ([`super::examine`]), where time and memory are bounded, and never by a process that may be
+//! root. The cost of a schema is bounded before it is applied, so that the error names the cause.
+//! References must be finite and must not multiply: a schema of forty definitions, each of which
+//! references the previous one twice, takes 10^12 checks. References must stay inside the schema.
+//! Keywords whose cost grows with each level are refused. The number of patterns is limited, and
+//! they are matched in linear time. Nothing is ever fetched. Then the schema is checked ([`check`])
+//! and compared with the table ([`validate`]).
 
 mod check;
 #[cfg(test)]
@@ -18,20 +19,21 @@ use serde_json::Value;
 
 use check::{Checked, Malformed};
 
-/// Parts of a schema with all its references followed. A plugin with a hundred keys has less than a
-/// thousand.
+/// Maximum number of parts of a schema with all references followed. A plugin with a hundred keys
+/// has less than a thousand.
 const MAX_PARTS: usize = 10_000;
-/// Levels of a schema, references followed; serde_json reads no deeper JSON either.
+/// Maximum depth of a schema with all references followed. serde_json has the same limit for JSON.
 const MAX_DEPTH: usize = 128;
-/// Patterns, references followed: all together then take little more than 100 MiB at worst.
+/// Maximum number of patterns with all references followed. Together they take little more than 100
+/// MiB in the worst case.
 const MAX_PATTERNS: usize = 100;
-/// Bytes of a message about a value, which may repeat what would have been allowed.
+/// Maximum length in bytes of a message about a value, which may list the allowed values.
 const MAX_MESSAGE: usize = 4 << 10;
-/// Bytes of a value in a message.
+/// Maximum length in bytes of a value in a message.
 const MAX_SHOWN: usize = 200;
 
-/// Keywords that are not supported: the first two take twice the time for each level that they are
-/// nested, the others make references mean something else than their text says.
+/// Keywords that are not supported. The first two double the time for each level of nesting; the
+/// others change the meaning of references.
 const UNSUPPORTED: [&str; 8] = [
     "unevaluatedProperties",
     "unevaluatedItems",
@@ -48,12 +50,12 @@ const MAPS: [&str; 5] =
 /// Keywords whose value is data.
 const DATA: [&str; 4] = ["const", "default", "enum", "examples"];
 
-/// Returns the first thing in `table` that the schema does not allow: the path of keys to it, and a
-/// fragment that says what is wrong and what the user does about it.
+/// Returns the first part of `table` that the schema does not allow: the keys that lead to it, and
+/// a fragment with the problem and the fix for the user.
 ///
 /// # Errors
-/// The schema is not valid, or hookrun does not run it; a fragment that says what its author does
-/// about it.
+/// Returns a fragment with the fix for the schema's author if the schema is not valid or not
+/// supported.
 pub fn violation(schema: &Value, table: &Value) -> Result<Option<(Vec<String>, String)>, String> {
     Measure { root: schema, parts: 0, patterns: 0 }.schema(schema, 0)?;
     let checked = Checked::new(schema).map_err(|Malformed { pointer, problem }| {
@@ -79,15 +81,16 @@ fn cut(text: &str, length: usize) -> String {
     format!("{}{more}", text.get(..end).unwrap_or_default())
 }
 
-/// Returns the value as JSON, or its beginning. Takes no longer for a large value.
+/// Returns the value as JSON, truncated if it is long. The time does not depend on the size of the
+/// value.
 fn shown(value: &Value) -> String {
     let mut beginning = Beginning(Vec::new());
-    // It fails where it stops.
+    // Writing fails once the limit is reached.
     let _stopped = serde_json::to_writer(&mut beginning, value);
     cut(&String::from_utf8_lossy(&beginning.0), MAX_SHOWN)
 }
 
-/// Takes a little more than is shown.
+/// A writer that accepts slightly more than is shown.
 struct Beginning(Vec<u8>);
 
 impl std::io::Write for Beginning {
@@ -102,7 +105,7 @@ impl std::io::Write for Beginning {
     }
 }
 
-/// Walks through a schema with its references followed.
+/// Measures a schema with its references followed.
 struct Measure<'a> {
     root: &'a Value,
     parts: usize,
@@ -131,7 +134,7 @@ impl<'a> Measure<'a> {
         Ok(())
     }
 
-    /// A schema, or a list of some. Keywords that are not known may hold schemas too.
+    /// Measures a schema or a list of schemas. Unknown keywords may hold schemas too.
     fn schema(&mut self, schema: &'a Value, depth: usize) -> Result<(), String> {
         self.part(depth)?;
         match schema {
@@ -179,7 +182,7 @@ impl<'a> Measure<'a> {
     }
 }
 
-/// What `#/$defs/name` stands for.
+/// Returns the target of a reference such as `#/$defs/name`.
 fn referenced<'a>(root: &'a Value, target: &str) -> Result<&'a Value, String> {
     let pointer =
         target.strip_prefix('#').filter(|pointer| pointer.is_empty() || pointer.starts_with('/'));
@@ -201,7 +204,7 @@ mod bounds {
     use super::*;
 
     #[test]
-    fn what_a_table_violates() {
+    fn a_violation_is_described_with_its_keys() {
         let schema = json!({
             "$defs": { "size": { "type": "integer" } },
             "properties": { "a": { "properties": { "b/c": { "$ref": "#/$defs/size" } } } },
@@ -219,13 +222,13 @@ mod bounds {
     }
 
     #[test]
-    fn schemas_that_are_not_run() {
+    fn schemas_with_unbounded_cost_or_external_references_are_refused() {
         let refused = |schema: Value| violation(&schema, &json!({})).unwrap_err();
         insta::assert_snapshot!(refused(json!({ "allOf": [{ "$ref": "#" }] })), @"has a configuration schema whose references do not end, or grow beyond 10000 parts or 128 levels; its author must write it without recursion");
         insta::assert_snapshot!(refused(json!({ "$ref": "http://example.org/schema.json" })), @"has a configuration schema that refers to `http://example.org/schema.json`; its author must write references as `#/$defs/NAME`, to what is in it");
         insta::assert_snapshot!(refused(json!({ "properties": { "a": { "$id": "file:///etc/", "$ref": "#/passwd" } } })), @"has a configuration schema that refers to `$id`; its author must write references as `#/$defs/NAME`, to what is in it");
         insta::assert_snapshot!(refused(json!({ "properties": { "a": { "pattern": "((a{1000}){1000}){1000}" } } })), @r#"has a `config_schema` that is not a valid JSON schema (/properties/a/pattern: "((a{1000}){1000}){1000}" is not a supported regular expression: it takes more than 1024 KiB when compiled); its author must correct it"#);
-        // Look-around is what makes matching exponential.
+        // Look-around makes matching exponential.
         insta::assert_snapshot!(refused(json!({ "properties": { "a": { "pattern": "^(?=a)(a+)+$" } } })), @r#"has a `config_schema` that is not a valid JSON schema (/properties/a/pattern: "^(?=a)(a+)+$" is not a supported regular expression: look-around, including look-ahead and look-behind, is not supported); its author must correct it"#);
     }
 
@@ -237,7 +240,7 @@ mod bounds {
             assert!(message.contains(&format!("the keyword `{keyword}`")), "{message}");
         }
         insta::assert_snapshot!(refused(json!({ "unevaluatedProperties": false })), @"has a configuration schema with the keyword `unevaluatedProperties`, which hookrun does not support; its author must write it without (`additionalProperties` and `items` are supported)");
-        // As names and values they are as good as any.
+        // The same words are allowed as names and values.
         let schema = json!({
             "$id": "https://example.org/schema",
             "properties": { "unevaluatedItems": { "default": { "$anchor": 1, "$id": "x" } } },
@@ -266,7 +269,7 @@ mod bounds {
     }
 
     proptest! {
-        /// Definitions that name each other in any way: an answer, soon.
+        /// Definitions that reference each other in any way are answered quickly.
         #[test]
         fn references_in_any_order(edges in prop::collection::vec((0..8_usize, 0..8_usize), 0..24)) {
             let mut schema = json!({ "$defs": {}, "$ref": "#/$defs/0" });

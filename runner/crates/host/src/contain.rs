@@ -1,8 +1,8 @@
-//! Child processes that handle untrusted bytes: bounded in time, memory and output, in a sandbox
-//! without files and network. Input and result are passed in memory.
+//! Child processes that handle untrusted bytes. Their time, memory and output are bounded, and
+//! their sandbox has no files and no network. Input and output are passed in memory.
 //!
-//! Called by [`super::compile`] and [`super::examine`] before this process enters its own sandbox,
-//! in which it can start no process.
+//! [`super::compile`] and [`super::examine`] call this module before this process enters its own
+//! sandbox, in which it cannot start processes.
 
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::process::{Command, ExitStatus};
@@ -13,13 +13,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::wall::{Identity, User, Wall};
 
-/// How much of what the child says is read.
+/// Maximum number of bytes that are read from the child's standard error.
 const MAX_SAID: u64 = 4 << 10;
 
-/// The fix for a child that has no message of its own.
+/// The fix for a child that failed without a message.
 const CHECK_SYSTEM: &str = "check that there is enough memory and that /proc is mounted";
 
-/// What a child may use.
+/// Limits of a child process.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Bounds {
     /// Bytes of memory
@@ -31,19 +31,19 @@ pub struct Bounds {
     /// Bytes of output
     #[arg(long, value_name = "N")]
     pub output: u64,
-    /// Who to become
+    /// The user to run as
     #[arg(long)]
     pub user: Option<String>,
 }
 
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// It was stopped.
+    /// The child exceeded its wall time and was killed.
     TimeUp,
-    /// By itself, or by its other bounds.
+    /// The child exited or was stopped by its other limits.
     Exited {
         status: ExitStatus,
-        /// What it handed over.
+        /// The content of its standard output.
         output: Vec<u8>,
         /// The beginning of its standard error.
         said: String,
@@ -51,7 +51,7 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    /// Describes a child that failed, for a message: its exit code or signal, and its message.
+    /// Describes a failed child for a message: its exit code or signal, and its own message.
     pub(super) fn describe(status: ExitStatus, said: &str) -> String {
         let end = process::describe_end(status, said);
         if said.trim().is_empty() {
@@ -62,11 +62,11 @@ impl Ended {
     }
 }
 
-/// Runs the hidden command `command` of this program on `input`, for at most `time`. Where this
-/// process is root it becomes the user of `bounds`.
+/// Runs the hidden command `command` of this program on `input` for at most `time`. If this process
+/// is root, the child changes to the user of `bounds`.
 ///
 /// # Errors
-/// The child cannot be started or waited for; the text says which.
+/// Returns a message if the child cannot be started or waited for.
 pub(super) fn run(
     command: &[&str],
     bounds: &Bounds,
@@ -85,8 +85,8 @@ fn run_program(
     input: &[&[u8]],
     time: Duration,
 ) -> io::Result<Ended> {
-    // Files in memory and no pipes: nobody has to be read from and written to at once, so one
-    // thread is enough.
+    // Files in memory are used instead of pipes, so that one thread is enough: pipes would have to
+    // be read and written at the same time.
     let (mut given, mut output, mut said) =
         (memory::file("input")?, memory::file("output")?, memory::file("said")?);
     for part in input {
@@ -134,7 +134,7 @@ fn run_program(
     Ok(Ended::Exited { status, output: handed_over, said })
 }
 
-/// Puts this process, which is such a child, behind its wall and its bounds.
+/// Puts this process, which is such a child, into its sandbox and sets its limits.
 pub(super) fn confine(bounds: &Bounds) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let identity = match &bounds.user {
@@ -143,19 +143,19 @@ pub(super) fn confine(bounds: &Bounds) -> Result<(), String> {
         ),
         None => Identity::Powerless,
     };
-    // Its parent bounds its time, and waits on the thread that started this process.
+    // The parent limits the time of this process and waits on the thread that started it.
     process::die_with_parent().map_err(|error| text(&error))?;
     let bound = |resource, current: u64, maximum: u64| {
-        // Whoever started hookrun may allow less.
+        // The limits of the process that started hookrun may be lower.
         let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let limit =
             Rlimit { current: Some(current.min(allowed)), maximum: Some(maximum.min(allowed)) };
         setrlimit(resource, limit).map_err(|error| text(&error))
     };
-    // Memory that is written to; address space alone is free, and thread-local heaps reserve much
-    // of it.
+    // `Resource::Data` limits writable memory. Address space alone is not limited, because
+    // thread-local heaps reserve much of it.
     bound(Resource::Data, bounds.memory, bounds.memory)?;
-    // The kernel kills without a word at the second.
+    // At the soft limit the kernel sends SIGXCPU, at the hard limit it kills the process.
     bound(Resource::Cpu, bounds.processor, bounds.processor.saturating_add(1))?;
     bound(Resource::Fsize, bounds.output, bounds.output)?;
     Wall::closed(identity).raise().map_err(|error| text(&error))?;

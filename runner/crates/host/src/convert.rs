@@ -1,4 +1,4 @@
-//! Conversion of events to the records of the interfaces, and of answers back. Every field is
+//! Converts events to the records of the interfaces, and answers of guests back. Every field is
 //! named, so that a new one cannot be forgotten.
 
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
@@ -61,7 +61,7 @@ pub(super) fn diff(event: &Event, diff: &event::Diff, attempt: u32) -> wit_diff:
     }
 }
 
-/// By the names of `diff.wit`.
+/// Returns the details of a diff event under the names that `diff.wit` defines.
 fn diff_details(caller: Option<&Caller>, incomplete: Option<&str>) -> Vec<(String, String)> {
     let Caller { user, command, nix } = caller.cloned().unwrap_or_default();
     let details = [
@@ -181,9 +181,9 @@ pub(super) fn decision(decision: selection::Decision) -> Result<Decision, Policy
     Ok(Decision { action: Action::from_word(&action, machines)?, reason, ask_again_ms })
 }
 
-/// The answer of a hook, whose two records are the same in both packages.
+/// The answer of a hook. Its two records are the same in both packages.
 pub(super) trait Answer {
-    /// As an outcome.
+    /// Converts the answer to an outcome.
     fn outcome(self) -> Outcome;
 }
 

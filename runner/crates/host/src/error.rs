@@ -1,14 +1,14 @@
-//! Why a plugin cannot be used.
+//! The reasons why a plugin cannot be used.
 
 use hookrun_config::ConfigError;
 
-/// Why a plugin cannot be used. One line that ends in the fix.
+/// The reason why a plugin cannot be used, in one line that ends with the fix.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
-    /// The plugin, its grants or its configuration are wrong; names file and line.
+    /// The plugin, its grants or its configuration are wrong. The message names file and line.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its `config` table is not what its schema allows; names file and line.
+    /// The schema does not allow its `config` table. The message names file and line.
     #[error(transparent)]
     Table(ConfigError),
     /// It is not compiled, and this process does not compile.

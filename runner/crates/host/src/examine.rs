@@ -1,10 +1,9 @@
-//! What is known of a component without running it: its metadata, and whether it accepts the
-//! `config` table that it is given. Both are untrusted data that costs time and memory to read (a
-//! JSON schema is a program), so a contained process ([`super::contain`]) reads them, and the
-//! result is kept ([`super::verdicts`]). The processes of hooks, worker and commands read the
-//! result only.
+//! Examines a component without running it: its metadata, and whether its schema allows a `config`
+//! table. Both are untrusted data that costs time and memory to read (a JSON schema is a program),
+//! so a contained process ([`super::contain`]) reads them, and the result is stored
+//! ([`super::verdicts`]). Hooks, workers and commands read only the result.
 //!
-//! Called by [`super::host`] for every use of a plugin.
+//! [`super::host`] calls this module for every use of a plugin.
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitStatus;
@@ -19,31 +18,32 @@ use super::contain::{self, Bounds, Ended};
 use super::metadata::{self, Description};
 use hookrun_nix::exit_code::Exit;
 
-/// The hidden command of the child.
+/// The hidden command of the child process.
 pub const COMMAND: &str = "examine-one";
 
-/// Seconds of processor time. A component of 21 MiB, more than the largest known one, takes 0.1.
+/// Limit of processor time in seconds. A component of 21 MiB, larger than any known one, takes 0.1
+/// s.
 const PROCESSOR: u64 = 2;
-/// Bytes of memory beside those of the component.
+/// Limit of memory in bytes, in addition to the size of the component.
 const MEMORY: u64 = 256 << 20;
-/// Wall time, for a machine on which the processor time is long in coming.
+/// Limit of wall time. It is long, because the processor may be busy.
 const TIME: Duration = Duration::from_secs(30);
-/// Bytes of what is found out: metadata have at most 256 KiB.
+/// Maximum size of the result in bytes. Metadata has at most 256 KiB.
 const MAX_VERDICT: u64 = 1 << 20;
 
-/// What was found out about a component, for one `config` table.
+/// The result of examining a component for one `config` table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Verdict {
-    /// What it says about itself, without its schema, and what its bytes say.
+    /// Its metadata without the schema, and its exports and imports.
     pub description: Description,
-    /// The keys of its configuration, one level deep.
+    /// The top-level keys of its configuration.
     pub keys: Vec<ConfigKey>,
-    /// A `config` table for a test.
+    /// An example `config` table for tests.
     pub sample: Sample,
-    /// The first thing in the table that its schema does not allow.
+    /// The first part of the table that the schema does not allow.
     pub violation: Option<Violation>,
-    /// What is wrong with its schema: a fragment that says what its author does about it.
+    /// The problem of its schema: a fragment with the fix for the plugin's author.
     pub schema_problem: Option<String>,
 }
 
@@ -57,7 +57,7 @@ pub struct ConfigKey {
     pub description: String,
 }
 
-/// A `config` table that a schema probably allows.
+/// An example `config` table that the schema probably allows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Sample {
@@ -65,40 +65,40 @@ pub struct Sample {
     pub from: SampleConfig,
 }
 
-/// Where the `config` table of a plugin outside of a configuration comes from.
+/// The source of an example `config` table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SampleConfig {
     /// The first of the schema's `examples`.
     Example,
-    /// `default`s and `examples` of required properties.
+    /// The `default` and `examples` of required properties.
     Properties,
     /// The schema has no example: the table is empty.
     Empty,
 }
 
-/// Something in a `config` table that is not allowed.
+/// A part of a `config` table that the schema does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Violation {
-    /// The keys that lead to it.
+    /// The keys that lead to the part.
     pub keys: Vec<String>,
     pub message: String,
 }
 
-/// A verdict, or why the component is not a plugin: a fragment that says what its author does about
-/// it.
+/// A verdict, or the reason why the component is not a plugin: a fragment with the fix for the
+/// plugin's author.
 pub type Examined = Result<Verdict, String>;
 
-/// Why there is no verdict.
+/// The reason why a component was not examined.
 #[derive(Debug, thiserror::Error)]
 pub enum ExamineError {
-    /// Nobody examines here, or not for long enough.
+    /// This process does not examine components, or its time is over.
     #[error(
         "is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`"
     )]
     NotAhead,
-    /// The child could not be had, or did not get as far.
+    /// The child process could not be started or did not finish.
     #[error("cannot be examined: {0}")]
     System(String),
 }
@@ -148,7 +148,7 @@ fn contained(
     }
 }
 
-/// What it means that the child failed.
+/// Returns the meaning of a failed child process.
 fn failure(status: ExitStatus, said: &str) -> Result<Examined, ExamineError> {
     use std::os::unix::process::ExitStatusExt as _;
     let too_much = |what: String| {
@@ -159,7 +159,7 @@ fn failure(status: ExitStatus, said: &str) -> Result<Examined, ExamineError> {
     };
     match status.signal() {
         Some(libc::SIGXCPU) => too_much(format!("{PROCESSOR} s of processor time")),
-        // Rust's allocator aborts when there is no more memory.
+        // Rust's allocator aborts the process when memory is exhausted.
         Some(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => {
             too_much(format!("{} MiB of memory", MEMORY >> 20))
         }
@@ -170,14 +170,14 @@ fn failure(status: ExitStatus, said: &str) -> Result<Examined, ExamineError> {
     }
 }
 
-/// The child: the length of the `config` table, the table and the component on standard input, what
-/// is found out on standard output.
+/// The main function of the child process. Standard input has the length of the `config` table, the
+/// table and the component; the result is written to standard output.
 pub fn child(bounds: &Bounds) -> Exit {
     hookrun_system::signals::unblock();
     match child_work(bounds) {
         Ok(()) => Exit::Done,
         Err(error) => {
-            // Read by the parent.
+            // The parent process reads this.
             let _said = writeln!(std::io::stderr(), "{error}");
             Exit::Failed
         }
@@ -219,7 +219,7 @@ fn examined(wasm: &[u8], config: &Value) -> Examined {
     })
 }
 
-/// The properties of a schema of an object, one level deep, as a table can show them.
+/// Returns the top-level properties of an object's schema for display in a table.
 fn keys(schema: &Value) -> Vec<ConfigKey> {
     let properties = schema.get("properties").and_then(Value::as_object);
     let required = schema.get("required").and_then(Value::as_array);
@@ -236,7 +236,7 @@ fn keys(schema: &Value) -> Vec<ConfigKey> {
     properties.into_iter().flatten().map(row).collect()
 }
 
-/// A `config` table that the schema probably allows.
+/// Returns a `config` table that the schema probably allows.
 fn sample(schema: Option<&Value>) -> Sample {
     let first = |schema: &Value| schema.get("examples")?.get(0).cloned();
     if let Some(example) = schema.and_then(first) {
@@ -263,7 +263,7 @@ mod tests {
     use hookrun_config::Wants;
 
     #[test]
-    fn which_bound_ended_the_examination() {
+    fn a_failed_examination_names_the_limit_that_ended_it() {
         let meaning = |status: i32| match failure(ExitStatus::from_raw(status), "no such user") {
             Ok(Ok(verdict)) => panic!("{verdict:?}"),
             Ok(Err(refused)) => refused,
@@ -275,7 +275,7 @@ mod tests {
         insta::assert_snapshot!(meaning(1 << 8), @"cannot be examined: its process ended with exit status: 1: no such user");
     }
 
-    /// Files of this form are on disk: after a change raise `FORMAT` of the verdicts.
+    /// Files in this format are on disk. After a change, increment `FORMAT` of the verdicts.
     #[test]
     fn a_verdict_keeps_its_format() {
         let metadata = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"]}"#;

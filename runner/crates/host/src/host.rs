@@ -214,7 +214,7 @@ impl Host {
     /// All stages at once, for a process that has its wall or needs none.
     ///
     /// # Errors
-    /// As [`Host::prepare`] and [`ReadyPlugin::link`].
+    /// Returns the errors of [`Host::prepare`] and [`ReadyPlugin::link`].
     pub fn load(
         &self,
         plugin: &config::Plugin,

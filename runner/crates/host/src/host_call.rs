@@ -1,17 +1,16 @@
-//! The choke point that every call of a guest passes. A host function of a capability is one
+//! The single entry point of every call of a guest. A host function of a capability is one
 //! [`RunState::call`]; a function of WASI with an effect is one `wasi_call` ([`wasi`], [`io`],
-//! [`http`]). Both check the grant, count the call, bound its bytes, list items and time, and
-//! record and trace its use. Errors become the `error` record of `hookrun:host/types`.
+//! [`http`]). Both check the grant, count the call, limit its bytes, list items and time, and record
+//! and trace it. Errors become the `error` record of `hookrun:host/types`.
 //!
 //! A refusal is a value for the guest, never a trap; only a limit on the whole run ends the run.
-//! WASI's functions have no room for a refusal that names a limit, so there a limit ends the run
-//! too.
+//! WASI's functions cannot return a refusal that names a limit, so there a limit ends the run too.
 //!
-//! # What the shape guarantees
+//! # Guarantees
 //!
-//! * The fields of [`RunState`] are private to this file and its children. What a capability works
-//!   with is a [`CallContext`], which only a call that passed hands out: no host function reaches
-//!   services, state, log or handles otherwise.
+//! * The fields of [`RunState`] are private to this file and its submodules. Capabilities work with
+//!   a [`CallContext`], which exists only during a call that passed the checks. A host function
+//!   cannot access services, state, log or handles in any other way.
 //!
 //!   ```compile_fail,E0616
 //!   fn around(state: &mut crate::host_call::RunState) {
@@ -19,8 +18,8 @@
 //!   }
 //!   ```
 //!
-//! * The linker is private to [`imports`]. Nothing else can offer a guest a function, and what
-//!   leaves that file can only instantiate.
+//! * The linker is private to [`imports`]. No other module can offer a function to a guest; the
+//!   type that [`imports`] exports can only instantiate.
 //!
 //!   ```compile_fail,E0599
 //!   fn around(imports: &mut crate::host_call::Imports) {
@@ -28,9 +27,9 @@
 //!   }
 //!   ```
 //!
-//! * wasmtime's WASI asks for a `WasiView`, and [`RunState`] is none: no `add_to_linker` of
-//!   wasmtime's can be given a store of ours, nor a [`WasiCtx`] with a directory in it, because
-//!   only [`wasi`] makes one.
+//! * wasmtime's WASI requires a `WasiView`, which [`RunState`] does not implement. Therefore no
+//!   `add_to_linker` of wasmtime accepts a store of this crate, and no [`WasiCtx`] with a directory
+//!   can be used, because only [`wasi`] creates one.
 //!
 //!   ```compile_fail,E0277
 //!   fn around(linker: &mut wasmtime::component::Linker<crate::host_call::RunState>) {
@@ -38,11 +37,11 @@
 //!   }
 //!   ```
 //!
-//! What it does not guarantee: Rust cannot keep the body of a host function from opening a file or
-//! a socket by itself, without what a [`CallContext`] holds. That is for the reader of a capability
-//! to see, and for the operating system's wall to stop.
+//! Not guaranteed: Rust cannot prevent the body of a host function from opening a file or a socket
+//! by itself, without a [`CallContext`]. Reviewers have to find that, and the operating system's
+//! sandbox stops it.
 //!
-//! # A host function
+//! # Example of a host function
 //!
 //! ```ignore
 //! async fn exists(&mut self, store: String, keys: Vec<String>) -> Result<Result<Vec<bool>, Error>>
@@ -100,8 +99,8 @@ use hookrun_capability::{CapabilityError, ErrorKind, PluginContext, RunLog, Scop
 use hookrun_config::{Limit, Plugin};
 use hookrun_nix::outcome::Usage;
 
-/// The data of one run's store: what it may, what it has used. All of it is private to the choke
-/// point.
+/// The data of one run's store: its grants and limits, and its use of them. All fields are private
+/// to this module.
 pub struct RunState {
     plugin: Arc<PluginContext>,
     services: Services,
@@ -120,20 +119,21 @@ pub struct RunState {
     host_calls: u64,
     wasi_calls: u64,
     host_bytes: u64,
-    /// What the guest's clock said when the run began.
+    /// The reading of the guest's clock at the beginning of the run.
     begun: Duration,
     reached: Option<LimitReached>,
-    /// What the operator has to fix: the message of the first host call that was refused for it.
+    /// The problem that the operator has to fix: the message of the first host call that was
+    /// refused because of one.
     refused: Option<String>,
     progress: bool,
 }
 
-/// Handles of WASI for each of [`Limit::Handles`]: a pollable is two, and a runtime's standard
-/// streams and timers are a dozen.
+/// Number of WASI handles for each of [`Limit::Handles`]. A pollable takes two, and the standard
+/// streams and timers of a language runtime take about twelve.
 const WASI_HANDLES: usize = 4;
 
 impl RunState {
-    /// The state of a run that begins.
+    /// Creates the state of a new run.
     pub(super) fn new(
         plugin: Arc<PluginContext>,
         services: Services,
@@ -173,18 +173,19 @@ impl RunState {
         }
     }
 
-    /// Component handles the engine may hold for a run: those of capabilities and those of WASI,
-    /// with room for what is being passed, so that [`CallContext::open`] refuses first.
+    /// Returns how many component handles the engine may hold for a run: those of capabilities and
+    /// of WASI, and some for values that are being passed, so that [`CallContext::open`] refuses
+    /// first.
     pub fn max_component_handles(plugin: &Plugin) -> usize {
         usize::try_from(plugin.limits.get(Limit::Handles))
             .unwrap_or(usize::MAX)
             .saturating_mul(2 + 2 * WASI_HANDLES)
     }
 
-    /// One host call: the only way from a guest into a capability.
+    /// Runs one host call. Guests reach capabilities only through this function.
     ///
     /// # Errors
-    /// Ends the run: a limit on the whole run was reached.
+    /// Ends the run if a limit on the whole run is reached.
     pub async fn call<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<Result<R, Error>>
     where
         R: WireSize + Send,
@@ -198,8 +199,8 @@ impl RunState {
         .map_err(wit_error))
     }
 
-    /// As [`RunState::call`], for the few functions whose type has no room for an error: what would
-    /// be one ends the run.
+    /// Runs one host call like [`RunState::call`], for the few functions whose type has no error.
+    /// An error ends the run.
     ///
     /// # Errors
     /// Ends the run.
@@ -214,7 +215,7 @@ impl RunState {
         }
     }
 
-    /// A call of WASI that does not wait.
+    /// Runs a call of WASI that does not wait.
     fn wasi_call<R: WireSize>(
         &mut self,
         call: HostCall<'_>,
@@ -228,7 +229,7 @@ impl RunState {
         self.leave_wasi(&call, entered, result)
     }
 
-    /// A call of WASI that may wait.
+    /// Runs a call of WASI that may wait.
     async fn wasi_waiting<R, F>(&mut self, call: HostCall<'_>, work: F) -> Result<R>
     where
         R: WireSize + Send,
@@ -313,38 +314,38 @@ impl RunState {
         }
     }
 
-    /// The guest gave a handle back.
+    /// Closes a handle of the guest.
     ///
     /// # Errors
-    /// The handle is not open.
+    /// Returns an error if the handle is not open.
     pub fn close<T: Send + 'static>(&mut self, handle: Resource<T>) -> Result<()> {
         self.handles.delete(handle)?;
         Ok(())
     }
 
-    /// For [`wasmtime::Store::limiter`].
+    /// Returns the limiter for [`wasmtime::Store::limiter`].
     pub fn allocations(&mut self) -> &mut Allocations {
         &mut self.allocations
     }
 
-    /// The limit that ended the run, if one did.
+    /// Returns the limit that ended the run, if one did.
     pub fn reached(&self) -> Option<LimitReached> {
         self.reached.or(self.allocations.reached())
     }
 
-    /// A part of a call has done something that outlives the run, however the call ended.
+    /// Records that part of a call had an effect that outlives the run, even if the call fails.
     pub fn progressed(&mut self) {
         self.progress = true;
     }
 
-    /// A part of a call failed whose other part succeeded.
+    /// Records an error of a part of a call that otherwise succeeded.
     pub fn failed(&mut self, error: &Error) {
         if error.kind == ErrorKind::Refused.as_str() {
             self.refused.get_or_insert_with(|| error.message.clone());
         }
     }
 
-    /// Returns what the operator has to fix, if a host call was refused for it.
+    /// Returns the problem that the operator has to fix, if a host call was refused because of one.
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
     }
@@ -354,7 +355,7 @@ impl RunState {
         self.progress
     }
 
-    /// What was used so far.
+    /// Returns the resource usage so far.
     pub fn usage(&self) -> Usage {
         let named = |calls: &BTreeMap<CallName, u64>| {
             calls.iter().map(|(name, count)| (name.to_string(), *count)).collect()
@@ -371,16 +372,16 @@ impl RunState {
         }
     }
 
-    /// Makes what the run wrote to its state durable: the run returned.
+    /// Commits the changes of the run to its state, after the guest returned.
     ///
     /// # Errors
-    /// The state cannot be written.
+    /// Returns an error if the state cannot be written.
     pub async fn commit(&mut self) -> Result<(), CapabilityError> {
         self.state.commit().await
     }
 }
 
-/// The error as the interfaces have it.
+/// Converts the error to the record of the interfaces.
 pub fn wit_error(error: CapabilityError) -> Error {
     Error {
         kind: error.kind.as_str().to_owned(),

@@ -1,22 +1,22 @@
-//! Runs plugins in a sandbox. Plugins are untrusted code: they can do what the configuration grants
+//! Runs plugins in a sandbox. Plugins are untrusted code: they can use what the configuration grants
 //! and nothing else.
 //!
 //! The processes that run guests (the runner, the gate, `hookrun test`) call [`Host::prepare`],
 //! restrict themselves ([`wall`]), and then call [`ReadyPlugin::link`] and
-//! [`LinkedPlugin::run_event`] or [`LinkedPlugin::select`]. They see events, outcomes and reports,
-//! never the engine.
+//! [`LinkedPlugin::run_event`] or [`LinkedPlugin::select`]. They use events, outcomes and reports,
+//! but never the engine.
 //!
-//! * [`examine`]: what is known of a component without running it, found by a contained process and
-//!   kept ([`verdicts`]). [`metadata`]: what the component states about itself. [`config_schema`]:
-//!   its schema, bounded.
+//! * [`examine`]: examines a component without running it, in a contained process, and stores the
+//!   result ([`verdicts`]). [`metadata`]: the metadata that the component contains.
+//!   [`config_schema`]: its schema, with bounded cost.
 //! * [`Host`] turns a table of the configuration into an [`Artifact`] (checked), a [`ReadyPlugin`]
 //!   (code open) and a [`LinkedPlugin`] (mapped). [`compiled_cache`]: the cache of compiled
 //!   plugins.
 //! * [`engine`]: compilation and interruption. [`bindings`]: generated from the WIT.
-//! * [`run`]: one run. [`limits`], [`run_clock`]: its bounds. [`host_call`]: all functions that a
-//!   guest can call, and the check that each call passes.
-//! * [`compile`]: the compiler, in a contained child. [`contain`]: such children. [`wall`]:
-//!   Landlock and seccomp.
+//! * [`run`]: one run. [`limits`], [`run_clock`]: its limits. [`host_call`]: all functions that a
+//!   guest can call, and the checks that each call passes.
+//! * [`compile`]: the compiler, in a contained child process. [`contain`]: such child processes.
+//!   [`wall`]: Landlock and seccomp.
 //! * [`bundled`]: the plugins that are part of the program.
 
 mod artifact;

@@ -1,41 +1,41 @@
-//! Enforcement of [`config::Limit`](hookrun_config::Limit) inside the engine: memories, tables,
-//! instances. Host calls are bounded in [`super::host_call`], time in [`super::run_clock`], output
+//! Enforces [`config::Limit`](hookrun_config::Limit) inside the engine: memories, tables,
+//! instances. Host calls are limited in [`super::host_call`], time in [`super::run_clock`], output
 //! in [`super::run`], the stack in [`super::engine`].
 //!
-//! A limit ends the run with [`LimitReached`], which [`super::run`] turns into the message that
-//! names the key. Growth is refused with a trap instead of the -1 of `memory.grow`: guests react
-//! to that with an abort without a message.
+//! A limit ends the run with [`LimitReached`], which [`super::run`] turns into a message that names
+//! the key. Growth is refused with a trap instead of the -1 of `memory.grow`, because guests react
+//! to -1 with an abort without a message.
 
 use wasmtime::{ResourceLimiter, Result};
 
 use hookrun_config::{Limit, Limits};
 
-/// A limit ended the run.
+/// A limit that ended the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("limit `{}` reached", limit.key())]
 pub struct LimitReached {
     pub limit: Limit,
-    /// What was wanted, in the limit's unit, if it is known.
+    /// The requested amount in the limit's unit, if it is known.
     pub wanted: Option<u64>,
-    /// The host call in which the run stood.
+    /// The host call during which the limit was reached.
     pub call: Option<CallName>,
 }
 
 impl LimitReached {
-    /// The guest's own doing, outside of a host call.
+    /// Returns a limit that the guest reached by itself, outside of a host call.
     pub const fn by_guest(limit: Limit, wanted: Option<u64>) -> Self {
         Self { limit, wanted, call: None }
     }
 
-    /// The message for the plugin called `plugin`, that has `limits`: names limit, use, host call
-    /// and the line to write.
+    /// Returns the message for the plugin called `plugin`, which has `limits`. It names the limit,
+    /// the use, the host call and the line to write.
     pub fn message(&self, plugin: &str, limits: &Limits) -> String {
         let call = self.call.map(|call| call.to_string());
         self.limit.reached_in(plugin, limits.get(self.limit), self.wanted, call.as_deref())
     }
 }
 
-/// The name of a host call, as in messages: `mail.send`.
+/// The name of a host call as in messages, such as `mail.send`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallName {
     /// The interface, such as `mail` or `wasi:io/poll`.
@@ -49,13 +49,14 @@ impl std::fmt::Display for CallName {
     }
 }
 
-/// What a store's instances have, and may have.
+/// The memories, tables and instances of a store, and their limits.
 #[derive(Debug)]
 pub struct Allocations {
     memory: u64,
     peak_memory: u64,
     tables: u64,
-    /// What was granted by the last `*_growing` and is taken back if the growth fails all the same.
+    /// The amount that the last `*_growing` call allowed. It is taken back if the growth fails
+    /// nevertheless.
     pending: u64,
     allowed_memory: u64,
     allowed_elements: u64,
@@ -77,12 +78,12 @@ impl Allocations {
         }
     }
 
-    /// The most memory there was at once, in bytes.
+    /// Returns the maximum of memory in use, in bytes.
     pub fn peak_memory(&self) -> u64 {
         self.peak_memory
     }
 
-    /// The limit that was reached, if one was.
+    /// Returns the limit that was reached, if one was.
     pub fn reached(&self) -> Option<LimitReached> {
         self.reached
     }
@@ -94,7 +95,7 @@ impl Allocations {
     }
 }
 
-/// All memories together count, and all tables together.
+/// The sum of all memories counts, and the sum of all tables.
 impl ResourceLimiter for Allocations {
     fn memory_growing(
         &mut self,
@@ -159,7 +160,7 @@ mod tests {
     const PAGE: usize = 65_536;
 
     #[test]
-    fn all_memories_together_count() {
+    fn the_sum_of_all_memories_counts() {
         let mut limits = Limits::default();
         limits.set(Limit::Memory, 3 * PAGE as u64);
         let mut allocations = Allocations::new(&limits);
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_growth_is_given_back() {
+    fn the_amount_of_a_failed_growth_is_taken_back() {
         let mut limits = Limits::default();
         limits.set(Limit::TableElements, 10);
         let mut allocations = Allocations::new(&limits);

@@ -1,10 +1,10 @@
-//! What is known of a plugin without running it: its metadata section, which hooks it exports
-//! and what it imports.
+//! The metadata section of a plugin, the hooks that it exports and its imports, read without
+//! running it.
 //!
 //! The section `hookrun:metadata` is JSON. The SDK's macro writes it into the core module; tools
-//! for other languages may put it on the component. It is untrusted data: read by a contained
-//! process ([`super::examine`]), bounded, parsed strictly, and it decides nothing by itself
-//! ([`hookrun_capability::grants`]).
+//! for other languages may put it on the component. It is untrusted data. A contained process
+//! ([`super::examine`]) reads it, its size is limited, it is parsed strictly, and grants do not
+//! depend on it alone ([`hookrun_capability::grants`]).
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -19,12 +19,12 @@ use hookrun_nix::terminal::{obeyed, printable};
 pub const SECTION: &str = "hookrun:metadata";
 /// The version of its format.
 pub const FORMAT: u32 = 1;
-/// The largest section; a schema of this size describes hundreds of keys.
+/// Maximum size of the section in bytes. A schema of this size describes hundreds of keys.
 const MAX_LENGTH: usize = 256 << 10;
 
-/// What a plugin says about itself.
+/// The metadata of a plugin.
 ///
-/// Keys that a later SDK adds are ignored; what it *wants* has to be known.
+/// Keys that a later SDK adds are ignored, but unknown capabilities in `wants` are an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Metadata {
@@ -37,31 +37,31 @@ pub struct Metadata {
     pub hooks: Vec<HookKind>,
     #[serde(default)]
     pub wants: Wants,
-    /// In which order its tasks run, unless the configuration says otherwise.
+    /// The order of its tasks, unless the configuration sets another one.
     #[serde(default)]
     pub order: TaskOrder,
-    /// A JSON schema of its `config` table.
+    /// The JSON schema of its `config` table.
     #[serde(default)]
     pub config_schema: Option<serde_json::Value>,
 }
 
-/// A component, as far as its bytes tell.
+/// The metadata, exports and imports of a component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Description {
     pub metadata: Metadata,
     pub exports: Vec<HookKind>,
-    /// Everything it imports, such as `hookrun:host/log@0.1.0`; an upper bound of what it can use.
+    /// All its imports, such as `hookrun:host/log@0.1.0`: an upper bound of what it can use.
     pub imports: Vec<String>,
 }
 
-/// Only the version, so that a later format is named as such.
+/// The version alone, so that a later format gets a message of its own.
 #[derive(Deserialize)]
 struct Format {
     format: u32,
 }
 
-/// The interface that makes a component serve `hook`.
+/// Returns the interface that a component exports to serve `hook`.
 pub const fn interface(hook: HookKind) -> &'static str {
     match hook {
         HookKind::PostBuild => "hookrun:post-build/post-build@0.1.0",
@@ -70,10 +70,10 @@ pub const fn interface(hook: HookKind) -> &'static str {
     }
 }
 
-/// Reads a component.
+/// Reads the description of a component.
 ///
 /// # Errors
-/// A fragment that says what is wrong with it and what its author does about it.
+/// Returns a fragment with the problem and the fix for the plugin's author.
 pub fn describe(wasm: &[u8]) -> Result<Description, String> {
     if !wasm.starts_with(b"\0asm") {
         return Err("is not WebAssembly; name a component, as `cargo build --target wasm32-wasip2` makes it".to_owned());
@@ -180,7 +180,7 @@ fn parse(section: &[u8]) -> Result<Metadata, String> {
     Ok(metadata)
 }
 
-/// Why the section cannot be read, and what its author does about it.
+/// Returns the reason why the section cannot be read, and the fix for the plugin's author.
 fn unreadable(section: &[u8], error: &serde_json::Error) -> String {
     let mut values = serde_json::Deserializer::from_slice(section).into_iter::<IgnoredAny>();
     if matches!(values.next(), Some(Ok(_))) {
@@ -190,7 +190,7 @@ fn unreadable(section: &[u8], error: &serde_json::Error) -> String {
                 .to_owned();
         }
     }
-    // serde_json counts from the beginning of the section, which the author does not see.
+    // serde_json counts lines from the beginning of the section, which the author does not see.
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     if error.is_data() {
@@ -210,7 +210,8 @@ fn unreadable(section: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
-/// The part of the configuration schema up to the place of the error, if the error is in there.
+/// Returns the part of the configuration schema before the error, if the error is inside the
+/// schema.
 fn schema_before<'a>(section: &'a [u8], error: &serde_json::Error) -> Option<&'a [u8]> {
     const KEY: &[u8] = b",\"config-schema\":";
     let start = section.windows(KEY.len()).position(|part| part == KEY)? + KEY.len();

@@ -1,4 +1,4 @@
-//! A guest's standard output and error, which become lines in the log of its run.
+//! The standard output and error of a guest, which become lines in the log of its run.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use hookrun_capability::RunLog;
 use hookrun_nix::outcome::LogLine;
 
-/// A line longer than this is broken.
+/// Maximum length of a log line in bytes. Longer lines are broken.
 const MAX_LINE: usize = 8 << 10;
 
 /// One of the two streams.
@@ -25,12 +25,13 @@ struct Stream {
 }
 
 impl GuestOutput {
-    /// Standard output, at level `info`.
+    /// Returns standard output, which is logged at level `info`.
     pub(super) fn stdout(log: &RunLog) -> Self {
         Self::new(log, "info", "stdout")
     }
 
-    /// Standard error, at level `error`: language runtimes write panics there.
+    /// Returns standard error, which is logged at level `error` because language runtimes write
+    /// panics to it.
     pub(super) fn stderr(log: &RunLog) -> Self {
         Self::new(log, "error", "stderr")
     }
@@ -39,7 +40,7 @@ impl GuestOutput {
         Self(Arc::new(Mutex::new(Stream { log: log.clone(), level, name, line: Vec::new() })))
     }
 
-    /// Logs what did not end in a line break.
+    /// Logs the last line if it does not end with a line break.
     pub(super) fn finish(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).end_line();
     }
@@ -78,7 +79,7 @@ impl StdoutStream for GuestOutput {
         Box::new(self.clone())
     }
 
-    /// Written at once: the adapter over [`StdoutStream::async_stream`] writes from a task, which
+    /// Writes directly. The adapter over [`StdoutStream::async_stream`] writes from a task, which
     /// could lose the end of a run's output.
     fn p2_stream(&self) -> Box<dyn wasmtime_wasi::p2::OutputStream> {
         Box::new(self.clone())
@@ -104,7 +105,7 @@ impl AsyncWrite for GuestOutput {
     }
 }
 
-/// What a stream takes in one write.
+/// Maximum number of bytes in one write.
 const WRITE_BUDGET: usize = 64 << 10;
 
 #[wasmtime_wasi::async_trait]

@@ -1,5 +1,5 @@
-//! One run of a plugin: a fresh store and instance, one call, and a report in every case. A
-//! trap, a limit and a refusal are outcomes, not errors.
+//! One run of a plugin: a new store and instance, one call, and a report in every case. Traps,
+//! limits and refusals are outcomes, not errors.
 
 use std::time::{Duration, Instant};
 
@@ -24,34 +24,34 @@ use hookrun_nix::event::{Event, HookEvent, HookKind, NixDirs};
 use hookrun_nix::outcome::{Outcome, RunReport, Usage};
 use hookrun_nix::selection::{Candidate, Decision, LocalMachine, Machine, PolicyError};
 
-/// Ticks between two yields of a guest to the executor.
+/// Number of ticks after which a guest yields to the executor.
 const YIELD_TICKS: u64 = 1;
 
-/// Room beside the lists and strings of a call, for the records that hold them.
+/// Allowance for the records that hold the lists and strings of a call.
 const LIFT_MARGIN: u64 = 64 << 10;
 
-/// What a detail of a result costs beside its text, so that empty ones are not free.
+/// The cost of a detail of a result in addition to its text, so that empty details are not free.
 const DETAIL_COST: usize = 16;
 
-/// Frames of a guest's stack in a message.
+/// Maximum number of frames of a guest's stack in a message.
 const SHOWN_FRAMES: usize = 6;
 
-/// What wasmtime says when a guest hands over more than `Store::set_hostcall_fuel` allows. Its type
-/// is private (`HostcallFuelExhausted`, crates/wasmtime/src/runtime/component/func/options.rs in
-/// 48.0); a test holds the words.
+/// The message of wasmtime when a guest passes more than `Store::set_hostcall_fuel` allows. The
+/// error's type is private (`HostcallFuelExhausted` in
+/// crates/wasmtime/src/runtime/component/func/options.rs of wasmtime 48.0); a test checks the text.
 const FUEL_EXHAUSTED: &str = "too much data is being copied between the host and the guest";
 
-/// What wasmtime says when a component has too many instances, memories or tables
+/// The message of wasmtime when a component has too many instances, memories or tables
 /// (`bump_resource_counts`, crates/wasmtime/src/runtime/store.rs in 48.0).
 const COUNT_EXCEEDED: &str = "resource limit exceeded";
 
-/// What wasmtime says when a guest holds, or lends in one call, more than
+/// The message of wasmtime when a guest holds, or lends in one call, more handles than
 /// `Store::set_max_component_handles` allows.
 const HANDLES_EXCEEDED: &str = "store handle limit exceeded";
 
-/// One hook's call into a guest, with its arguments.
+/// The call of one hook, with its arguments.
 trait HookCall: Send {
-    /// What the hook returns.
+    /// The type that the hook returns.
     type Answer: Answer + Clone + Send;
 
     fn call(
@@ -116,7 +116,7 @@ impl HookCall for SelectCall {
 }
 
 impl LinkedPlugin {
-    /// Runs the hook of `event`; `attempt` is 1 the first time.
+    /// Runs the hook of `event`. The first `attempt` is 1.
     pub async fn run_event(&self, services: &Services, event: &Event, attempt: u32) -> RunReport {
         let scope = Scope::of(event);
         let limit = Limit::WallTime;
@@ -142,8 +142,8 @@ impl LinkedPlugin {
     /// Asks the policy where to build `candidate`.
     ///
     /// # Errors
-    /// In the first part: the policy gave no usable answer; the report says how the run ended all
-    /// the same.
+    /// Returns an error in the first part if the policy gave no usable answer. The report describes
+    /// the run in either case.
     pub async fn select(
         &self,
         services: &Services,
@@ -178,7 +178,7 @@ impl LinkedPlugin {
         ))
     }
 
-    /// One run. The answer is there if the guest gave one within its limits.
+    /// Runs a hook once. Returns an answer if the guest gave one within its limits.
     async fn run<C: HookCall>(
         &self,
         services: &Services,
@@ -202,7 +202,8 @@ impl LinkedPlugin {
             call.call(&mut store, &instance).await
         };
         let ended = tokio::select! {
-            // The run first: where both are ready, a host call has met its end and says its name.
+            // The run is polled first: if both are ready, a host call has reached its deadline and
+            // reports its name.
             biased;
             result = run => Ok(result),
             limit = clock.expired() => Err(limit),
@@ -258,7 +259,7 @@ impl LinkedPlugin {
         store
     }
 
-    /// The guest returned: its output is measured, its state made durable.
+    /// Handles a guest that returned: its output is measured, and its state is committed.
     async fn returned<R: Answer + Clone>(
         &self,
         store: &mut Store<RunState>,
@@ -287,7 +288,7 @@ impl LinkedPlugin {
         }
     }
 
-    /// The guest did not return: which limit or trap it was.
+    /// Returns the limit or trap that stopped the guest.
     fn stopped(&self, state: &RunState, error: &wasmtime::Error) -> Outcome {
         if let Some(reached) = error.downcast_ref::<LimitReached>().copied().or(state.reached()) {
             return self.limit_outcome(reached);
@@ -306,8 +307,7 @@ impl LinkedPlugin {
         let cause = error.root_cause().to_string().replace('\n', " ");
         let backtrace = error.downcast_ref::<WasmBacktrace>();
         if cause.contains(FUEL_EXHAUSTED) {
-            // On the way into the host there are guest frames below; on the way out of a hook there
-            // are none.
+            // A call into the host has guest frames below it; a return from a hook has none.
             let limit = if backtrace.is_some() { Limit::CallBytes } else { Limit::OutputBytes };
             return self.limit_outcome(LimitReached::by_guest(limit, None));
         }
@@ -331,9 +331,10 @@ impl LinkedPlugin {
     }
 }
 
-/// The outcome of a run in which a host call was refused until the operator fixes something, for
-/// `reason`. Whatever the guest made of it, a failure is not the event's: the task is kept. A limit
-/// stays one, because the guest went on after the refusal.
+/// Returns the outcome of a run in which a host call was refused, for `reason`, until the operator
+/// fixes something. However the guest handled the refusal, a failure is not caused by the event, so
+/// the task is kept. A limit is still reported as a limit, because the guest went on after the
+/// refusal.
 fn refused_instead(outcome: Outcome, reason: &str) -> Outcome {
     match outcome {
         Outcome::Failed { message, .. } if message.contains(reason) => Outcome::Refused { message },
@@ -347,7 +348,7 @@ fn refused_instead(outcome: Outcome, reason: &str) -> Outcome {
     }
 }
 
-/// ` (in f, called by g, ...)`
+/// Returns the stack as ` (in f, called by g, ...)`.
 fn frames(backtrace: &WasmBacktrace) -> String {
     let names: Vec<String> = backtrace
         .frames()
@@ -367,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_after_a_refused_host_call_is_refused_however_the_guest_reports_it() {
+    fn a_failure_after_a_refused_host_call_has_the_outcome_refused() {
         let reason = "the store refuses the credentials (403); renew them";
         let failed = |message: &str, transient| Outcome::Failed {
             message: message.to_owned(),

@@ -1,13 +1,13 @@
-//! The time of one run: when it has to end, and by which limit.
+//! The time of one run: its deadline and the limit that sets it.
 //!
-//! Wall time passes in the guest and in its host calls; the time of calls that wait for a service
-//! (object stores, mail) is counted apart ([`Limit::StreamTime`]) and moves the end of the run by
-//! as much, because their duration depends on the size of store paths and on the service, not on
-//! the plugin. A builder selection has no such allowance, and a gate only if `stream-time` is set
-//! for it: Nix is blocked meanwhile.
+//! Wall time passes in the guest and in its host calls. The time of calls that wait for a service
+//! (object stores, mail) is counted separately ([`Limit::StreamTime`]) and postpones the deadline
+//! by as much, because their duration depends on the size of store paths and on the service, not on
+//! the plugin. A builder selection has no such allowance, and a gate has it only if `stream-time`
+//! is set, because Nix is blocked meanwhile.
 //!
-//! The choke point ends host calls at [`RunClock::deadline`], and [`super::run`] ends the guest at
-//! [`RunClock::expired`]. Each store has a clock of its own.
+//! [`RunState::call`](super::host_call::RunState::call) ends host calls at [`RunClock::deadline`],
+//! and [`super::run`] ends the guest at [`RunClock::expired`]. Each store has its own clock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,32 +16,32 @@ use tokio::time::Instant;
 
 use hookrun_config::{Limit, Limits};
 
-/// Stands for times too far away for the machine's clock: longer than any machine runs.
+/// Replaces durations that are too long for the machine's clock.
 const FAR: Duration = Duration::from_hours(24 * 365 * 10);
 
-/// The clock of one run. Clones share it.
+/// The clock of one run. Its clones share the state.
 #[derive(Debug, Clone)]
 pub(crate) struct RunClock(Arc<Mutex<Times>>);
 
 #[derive(Debug)]
 struct Times {
-    /// Ends the run outside of streams.
+    /// The limit that applies outside of streams.
     limit: Limit,
     ends: Instant,
-    /// What streams may still take; none: their time is not apart.
+    /// The remaining time of streams. `None` means that it is not counted separately.
     streams: Option<Duration>,
-    /// When the stream that is open was opened.
+    /// When the open stream was opened.
     stream: Option<Instant>,
 }
 
-/// When a run ends if nothing happens.
+/// The time at which a run ends, and the limit that ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deadline {
     pub at: Instant,
     pub limit: Limit,
 }
 
-/// The arithmetic, without a clock.
+/// The arithmetic, which does not read a clock.
 impl Times {
     fn start(limits: &Limits, limit: Limit, apart: bool, now: Instant) -> Self {
         let streams = apart.then(|| limits.time(Limit::StreamTime));
@@ -72,30 +72,30 @@ impl Times {
 }
 
 impl RunClock {
-    /// The clock of a run that begins now and ends by `limit`; `apart`: the time of waiting for
-    /// object stores is counted apart.
+    /// Starts the clock of a run that `limit` ends. With `apart`, the time that calls wait for
+    /// services is counted separately.
     pub(crate) fn start(limits: &Limits, limit: Limit, apart: bool) -> Self {
         Self(Arc::new(Mutex::new(Times::start(limits, limit, apart, Instant::now()))))
     }
 
-    /// When the run ends as things stand.
+    /// Returns the current deadline of the run.
     pub(crate) fn deadline(&self) -> Deadline {
         self.lock().deadline()
     }
 
-    /// Waits until the run is over, and says by which limit.
+    /// Waits until the run is over, and returns the limit that ended it.
     pub(crate) async fn expired(&self) -> Limit {
         loop {
             let Deadline { at, limit } = self.deadline();
             tokio::time::sleep_until(at).await;
-            // A stream may have moved the end meanwhile.
+            // A stream may have postponed the deadline meanwhile.
             if self.deadline().at <= at {
                 return limit;
             }
         }
     }
 
-    /// A call begins to wait for a service; it ends when what is returned is dropped.
+    /// Begins to wait for a service. The wait ends when the returned value is dropped.
     pub(crate) fn wait(&self) -> Waiting {
         self.lock().open_stream(Instant::now());
         Waiting(self.clone())
@@ -106,7 +106,7 @@ impl RunClock {
     }
 }
 
-/// A call waits for a service.
+/// A call that waits for a service.
 #[derive(Debug)]
 pub(crate) struct Waiting(RunClock);
 
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_took_all_leaves_none() {
+    fn no_stream_time_is_left_after_a_stream_that_took_all() {
         let begun = Instant::now();
         let mut times = Times::start(&limits(), Limit::WallTime, true, begun);
         times.open_stream(begun);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_longest_times_are_times_and_the_shortest_expire() {
+    async fn the_longest_limits_are_valid_and_the_shortest_expire() {
         let mut limits = limits();
         limits.set(Limit::WallTime, u64::MAX);
         limits.set(Limit::StreamTime, u64::MAX);

@@ -1,6 +1,6 @@
-//! The results of [`super::examine`], kept beside the compiled plugins: one file for each component
-//! and `config` table. For each file that a plugin was read from, the digest of the component is
-//! kept as well, so that a hook knows a plugin without opening it.
+//! Stores the results of [`super::examine`] beside the compiled plugins, in one file for each
+//! component and `config` table. For each file that a plugin was read from, the digest of the
+//! component is stored too, so that a hook can identify a plugin without opening it.
 //!
 //! A user who can write here can make hookrun believe anything about a plugin except its grants.
 //! The directory is therefore checked like that of the compiled plugins
@@ -19,25 +19,25 @@ use sha2::{Digest as _, Sha256};
 use super::cache_directory::{self, Leftovers};
 use super::examine::Examined;
 
-/// Of the form of the files and of what is found out: another number with each change of either, so
-/// that nothing of before is believed. Not the version of hookrun: a gate that nobody has examined
-/// again would stop the first build after each upgrade.
+/// The version of the file format and of the examination. Increment it when either changes, so that
+/// older entries are not used. It is not the version of hookrun, because an unexamined gate would
+/// stop the first build after each upgrade.
 const FORMAT: &str = "hookrun-verdict-2";
-/// The largest file that is read.
+/// Maximum size in bytes of a file that is read.
 const MAX_LENGTH: u64 = 2 << 20;
 
-/// The directory of what was found out.
+/// The directory of verdicts.
 #[derive(Debug, Clone)]
 pub struct Verdicts {
     directory: PathBuf,
 }
 
-/// A file at one time: after a change of its content it is another one.
+/// Identifies the content of a file at one time: path, device, inode, size and times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp(String);
 
 impl Stamp {
-    /// Of the file at `path` with this state.
+    /// Returns the stamp of the file at `path` with this metadata.
     pub fn of(path: &Path, found: &std::fs::Metadata) -> Self {
         let state = [
             found.dev(),
@@ -59,12 +59,12 @@ impl Stamp {
 }
 
 impl Verdicts {
-    /// Those in `directory`, which need not exist.
+    /// Returns the verdicts in `directory`, which need not exist.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
 
-    /// The name of the file for the component with this digest and this `config` table.
+    /// Returns the name of the file for the component with this digest and this `config` table.
     pub(super) fn key(digest: &str, config: &Value) -> String {
         let mut sha = Sha256::new();
         sha.update(FORMAT);
@@ -73,19 +73,19 @@ impl Verdicts {
         format!("{:x}", sha.finalize())
     }
 
-    /// What was found out under this key.
+    /// Returns the stored result for this key.
     pub(super) fn get(&self, key: &str) -> Option<Examined> {
         serde_json::from_slice(&self.read(key)?).ok()
     }
 
-    /// Keeps it. Where that cannot be, it is found out again.
+    /// Stores a result. If that fails, the component is examined again next time.
     pub(super) fn put(&self, key: &str, examined: &Examined) {
         if let Ok(text) = serde_json::to_vec(examined) {
             self.write(key, &text);
         }
     }
 
-    /// The digest of the component that was read from a file at that time.
+    /// Returns the digest of the component that was read from the file with this stamp.
     pub(super) fn digest(&self, stamp: &Stamp) -> Option<String> {
         String::from_utf8(self.read(&stamp.0)?).ok()
     }
@@ -94,7 +94,7 @@ impl Verdicts {
         self.write(&stamp.0, digest.as_bytes());
     }
 
-    /// Removes what is not among `configured`, as far as `leftovers` does not keep it.
+    /// Removes entries that are neither in `configured` nor kept by `leftovers`.
     pub(super) fn prune(&self, configured: &BTreeSet<String>, leftovers: Leftovers) {
         cache_directory::prune(&self.directory, configured, leftovers);
     }
@@ -112,14 +112,14 @@ impl Verdicts {
     }
 
     fn write(&self, name: &str, content: &[u8]) {
-        // Found out again where it cannot be kept.
+        // A verdict that cannot be stored is found again by the next examination.
         let _kept = cache_directory::open_directory(&self.directory)
             .map(|directory| cache_directory::put(&directory, name, &[content]));
     }
 }
 
 impl Stamp {
-    /// The name of its file.
+    /// Returns the name of the stamp's file.
     pub(super) fn name(&self) -> &str {
         &self.0
     }

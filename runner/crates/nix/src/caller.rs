@@ -43,7 +43,7 @@ impl Caller {
         let of_parent = arguments_of(parent);
         let by = match client_of(&of_parent) {
             Some(client) => Some((client, arguments_of(client))),
-            // The daemon does not tell for which client it builds.
+            // The daemon does not report for which client it builds.
             None if is_daemon(&of_parent) => None,
             None => Some((parent, of_parent.clone())),
         };

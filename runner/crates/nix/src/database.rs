@@ -125,7 +125,7 @@ impl Database {
     /// Opens the database, and waits at most `patience` for a lock of another process.
     ///
     /// # Errors
-    /// As [`Database::open`].
+    /// Returns the errors of [`Database::open`].
     pub fn open_within(dirs: &NixDirs, patience: Duration) -> Result<Self, DatabaseError> {
         Self::open_file(&dirs.state.join("db/db.sqlite"), patience)
     }
@@ -189,7 +189,7 @@ impl Database {
     /// sorted by the time of registration.
     ///
     /// # Errors
-    /// As for [`Database::path_infos`].
+    /// Returns the errors of [`Database::path_infos`].
     pub fn registered(&self, since: Option<u64>) -> Result<Vec<Registered>, DatabaseError> {
         let read = || {
             let mut statement = self.connection.prepare(
@@ -257,7 +257,7 @@ impl Database {
     /// deriver. They are in the order of the derivation; unknown outputs are left out.
     ///
     /// # Errors
-    /// As for [`Database::path_infos`].
+    /// Returns the errors of [`Database::path_infos`].
     pub fn outputs(&self, derivation: &Derivation) -> Result<Vec<(String, String)>, DatabaseError> {
         let mut known: BTreeMap<String, String> = BTreeMap::new();
         if derivation.outputs.iter().any(|output| output.path.is_none()) {

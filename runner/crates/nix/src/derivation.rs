@@ -133,7 +133,7 @@ impl Derivation {
     /// Parses the text of the derivation whose full store path is `path`.
     ///
     /// # Errors
-    /// As for [`Derivation::read`].
+    /// Returns the errors of [`Derivation::read`].
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DerivationError> {
         let (store_dir, store_path) = split(path)?;
         parse(path, &store_dir, &store_path, bytes)

@@ -103,7 +103,7 @@ impl Installed {
     /// Finds the `nix` in `PATH`, and asks for its version and settings.
     ///
     /// # Errors
-    /// There is none, or it does not answer.
+    /// Returns an error if there is no `nix`, or if it does not answer.
     pub fn find() -> Result<Self, NixError> {
         let program = in_path("nix").ok_or(NixError::Missing)?;
         let says = ask(&program, &["--version"])?.trim().to_owned();

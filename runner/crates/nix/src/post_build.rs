@@ -63,7 +63,7 @@ pub fn read<E>(
 /// Returns the event for this process's environment.
 ///
 /// # Errors
-/// As for [`read`].
+/// Returns the errors of [`read`].
 pub fn from_env(dirs: &NixDirs) -> Result<PostBuild, PostBuildError> {
     let text =
         |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());

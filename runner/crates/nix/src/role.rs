@@ -43,7 +43,7 @@ enum Hook {
 /// The role of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// Nix's `post-build-hook`; all it needs is in the environment.
+    /// Nix's `post-build-hook`. All its input is in the environment.
     PostBuild,
     /// Nix's `diff-hook`, with its arguments (as many as were given).
     Diff(Vec<OsString>),
@@ -133,7 +133,7 @@ impl Hook {
     }
 }
 
-/// An absolute path, as all four arguments of the diff hook are.
+/// Returns whether the argument is an absolute path, as all four arguments of the diff hook are.
 fn path_like(argument: &OsStr) -> bool {
     argument.as_bytes().starts_with(b"/")
 }

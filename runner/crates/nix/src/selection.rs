@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Builds that ended well, as this machine remembers them.
+/// Successful builds that this machine has recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PastBuilds {
     /// The number of builds.
@@ -59,16 +59,16 @@ pub const BUILTIN: &str = "builtin";
 pub struct Machine {
     /// The store URI of the machines file; names the machine in the answer.
     pub uri: String,
-    /// Builds at once (column 4).
+    /// The number of concurrent builds (column 4).
     pub slots: u32,
     /// The number of busy slots.
     pub load: u32,
     /// The speed factor (column 5).
     pub speed_factor: f64,
-    /// Column 6.
+    /// The supported features (column 6).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub supported_features: Vec<String>,
-    /// Column 7.
+    /// The mandatory features (column 7).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mandatory_features: Vec<String>,
     /// False after recent failures to connect.
@@ -138,8 +138,8 @@ pub struct LocalMachine {
     /// The number of builds, of all Nix commands on this machine, that wait in hookrun for a
     /// machine.
     pub waiting: u32,
-    /// The number of builds that the calling Nix command was told to do on this machine, and that
-    /// run or are about to start.
+    /// The number of builds that the calling Nix command was told to run on this machine, and that
+    /// are running or about to start.
     pub running: u32,
     /// Whether the calling Nix divides the load by the speed factor as whole numbers (2.19 and
     /// older).
@@ -194,7 +194,7 @@ impl Action {
     /// Parses the word in the interface. `machines` is used only with that word.
     ///
     /// # Errors
-    /// A word that is none of the four.
+    /// Returns an error if the word is not one of the four.
     pub fn from_word(word: &str, machines: Vec<String>) -> Result<Self, PolicyError> {
         match word {
             "machines" => Ok(Self::Machines(machines)),

@@ -32,7 +32,7 @@ pub enum WireError {
     Io {
         /// The value that was being read.
         what: &'static str,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
     /// A length or count over its limit: the other side is not Nix, or the stream is out of step.

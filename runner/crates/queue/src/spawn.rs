@@ -26,7 +26,7 @@ use hookrun_nix::terminal::STAMPED;
 pub const SPAWNED: &str = "--spawned";
 /// The flag of a process that waits to start one.
 pub const WAITS: &str = "--waits";
-/// The arguments of a worker that a hook starts; a hidden command, not for people.
+/// The arguments of a worker that a hook starts. The command is hidden from help texts.
 pub const ARGUMENTS: [&str; 2] = ["worker", SPAWNED];
 /// The worker's log is rotated at this size; one old log is kept.
 const MAX_LOG_SIZE: u64 = 1 << 20;

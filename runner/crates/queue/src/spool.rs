@@ -79,7 +79,7 @@ pub fn put(dirs: &Dirs, event: &Event) -> Result<Place, PutError> {
 /// Like [`put`], for a sealed event.
 ///
 /// # Errors
-/// As for [`put`].
+/// Returns the errors of [`put`].
 pub fn put_sealed(dirs: &Dirs, id: &str, bytes: &[u8]) -> Result<Place, PutError> {
     let Err(error) = put_in_spool(dirs, id, bytes) else { return Ok(Place::Spool) };
     let spool = dirs.spool();
@@ -98,7 +98,7 @@ pub fn put_sealed(dirs: &Dirs, id: &str, bytes: &[u8]) -> Result<Place, PutError
 /// Writes a sealed event into the spool, without using a fallback; returns the file.
 ///
 /// # Errors
-/// The error of the system.
+/// Returns the error of the system.
 pub fn put_in_spool(dirs: &Dirs, id: &str, bytes: &[u8]) -> std::io::Result<PathBuf> {
     let spool = dirs.spool();
     open_or_make(&spool).and_then(|directory| write(&directory, id, bytes))?;

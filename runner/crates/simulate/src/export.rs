@@ -1,4 +1,4 @@
-//! Makes a trace of real builds from the database of builder selection. Pure.
+//! Creates a trace of real builds from the database of builder selection. This module is pure.
 
 use std::collections::HashMap;
 

@@ -69,8 +69,8 @@ impl Waiting {
 }
 
 impl<'a> Queued<'a> {
-    /// Returns whether the resources of `build` are free on `machine` and not kept for an older
-    /// one.
+    /// Returns whether the resources of `build` are free on `machine` and not reserved for an older
+    /// build.
     fn may_have(&self, view: &View<'_>, build: &Waiting, machine: usize) -> bool {
         let name = view.name(machine).unwrap_or_default();
         let gives_way = |older: &&Waiting| {

@@ -13,25 +13,26 @@ pub(crate) const FIRST_OTHER: u32 = 3;
 /// The preparation of a child; [`Preparation::add_to`] adds it to a command.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Preparation {
-    /// It leads a session of its own.
+    /// Whether the child leads its own session.
     pub session: bool,
-    /// It inherits only the standard streams.
+    /// Whether the child inherits only the standard streams.
     pub closes_others: bool,
-    /// It inherits these descriptors, which are otherwise closed on exec.
+    /// Descriptors that the child inherits, although they are otherwise closed on exec.
     pub inherits: &'static [RawFd],
-    /// No signals are blocked in it, whatever this thread blocks.
+    /// Whether all signals are unblocked in the child, independent of this thread.
     pub unblocks_signals: bool,
-    /// It is killed when the thread that starts it ends; its own children are not. Linux only.
+    /// Whether the child is killed when the thread that started it ends. Its own children are not.
+    /// Linux only.
     pub dies_with_parent: bool,
 }
 
 impl Preparation {
-    /// Adds it to `command`.
+    /// Adds the preparation to `command`.
     pub fn add_to(self, command: &mut Command) -> &mut Command {
         let parent = rustix::process::getpid();
         let before_exec = move || -> io::Result<()> {
             if self.session {
-                // Fails only for a leader of a group, which a new process is not.
+                // It fails only for the leader of a group, which a new process is not.
                 let _session = rustix::process::setsid();
             }
             if self.closes_others {
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_inherits_what_it_is_told_to_and_nothing_else() {
+    fn a_child_inherits_only_the_named_descriptors() {
         let file = std::fs::File::open("/").unwrap();
         descriptor::duplicate_to(std::os::fd::AsFd::as_fd(&file), NUMBER).unwrap();
         let script = "test -e /dev/fd/250 && echo open || echo closed";

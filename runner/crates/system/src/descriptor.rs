@@ -28,9 +28,9 @@ pub fn set_close_on_exec(number: RawFd, on: bool) -> bool {
 /// It is closed on exec.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn duplicate_to(from: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
-    // SAFETY: `from` is open, and nobody owns `number`, as the caller guarantees.
+    // SAFETY: `from` is open, and no value owns `number`, as the caller guarantees.
     if unsafe { libc::dup2(from.as_raw_fd(), number) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -51,7 +51,7 @@ pub fn close_range(first: u32, last: u32) {
 /// the directory.
 ///
 /// # Errors
-/// What the system says; `ENOSYS` where it cannot do that in one step (Linux before 5.6, macOS).
+/// Returns the error of the system; `ENOSYS` where it cannot do that in one step (Linux before 5.6, macOS).
 pub fn open_beneath(
     directory: BorrowedFd<'_>,
     path: &str,
@@ -60,7 +60,7 @@ pub fn open_beneath(
     os::open_beneath(directory, path, flags)
 }
 
-/// A path that leads to the very file of a descriptor, whatever its name is now.
+/// Returns a path that opens the file of a descriptor, even if its name has changed.
 pub fn path_of(file: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("{}/{}", os::DESCRIPTORS, file.as_raw_fd()))
 }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_not_open_is_found_out() {
+    fn a_number_that_is_not_open_is_detected() {
         let open = std::fs::File::open("/").unwrap();
         assert!(set_close_on_exec(open.as_raw_fd(), true));
         assert!(!set_close_on_exec(RawFd::MAX, true));

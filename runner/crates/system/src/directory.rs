@@ -17,7 +17,7 @@ pub fn allows_programs(path: &Path) -> bool {
 /// Renames an entry of `from` into `into`.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn rename(
     from: BorrowedFd<'_>,
     old: &CStr,
@@ -33,7 +33,7 @@ pub fn rename(
 /// Removes an entry that is not a directory.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn remove(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     unlink(directory, name, 0)
 }
@@ -41,7 +41,7 @@ pub fn remove(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
 /// Removes an empty directory.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn remove_directory(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     unlink(directory, name, libc::AT_REMOVEDIR)
 }

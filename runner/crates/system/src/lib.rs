@@ -1,16 +1,16 @@
-//! What hookrun uses of the operating system beyond the standard library and rustix: the sandbox,
-//! processes, descriptors, memory files, users.
+//! The functions of the operating system that hookrun needs beyond the standard library and rustix:
+//! the sandbox, processes, descriptors, files in memory, users.
 //!
 //! * [`wall`]: the sandbox of a process that runs guests.
-//! * [`child`]: what a child process does between fork and exec.
-//! * [`process`]: other processes, and what this one can become; [`signals`].
+//! * [`child`]: prepares a child process between fork and exec.
+//! * [`process`]: other processes, and changes to this one; [`signals`].
 //! * [`descriptor`]: open files by number; [`directory`]: changes entries through the C library.
 //! * [`arrivals`], [`closings`]: events in directories.
 //! * [`memory`]: files in memory. [`stat`]: numbers whose types differ.
 //!
 //! Code that differs between operating systems is in `linux/` and `macos/`, which have the same
 //! functions; docs/platforms.md lists what macOS lacks. All unsafe code of the program is in this
-//! crate, except for calls of two library functions with contracts of their own: mapping compiled
+//! crate, except for calls of two library functions with their own contracts: mapping compiled
 //! plugins (`hookrun-host`) and registering a descriptor with tokio (`hookrun-queue`).
 
 #![expect(unsafe_code, reason = "this crate wraps the system calls that rustix does not")]

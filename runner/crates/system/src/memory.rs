@@ -9,7 +9,7 @@ use crate::os;
 /// Creates an empty file; `name` is for diagnostics.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn file(name: &str) -> io::Result<File> {
     os::memory_file(name)
 }
@@ -17,7 +17,7 @@ pub fn file(name: &str) -> io::Result<File> {
 /// Creates a file with `bytes` that cannot be changed (on macOS: that no other process can open).
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<File> {
     let mut file = os::sealable_file(name)?;
     file.write_all(bytes)?;

@@ -41,7 +41,8 @@ pub fn describe_end(status: ExitStatus, stderr: &str) -> String {
     }
 }
 
-/// Describes why a command cannot be started, for a message: its program, and what the system says.
+/// Describes why a command cannot be started, for a message: its program and the error of the
+/// system.
 pub fn describe_start(command: &Command, error: &io::Error) -> String {
     let program = command.get_program().to_string_lossy();
     match error.raw_os_error() {
@@ -64,7 +65,7 @@ pub fn image_of(pid: i32) -> PathBuf {
     os::image_of(pid)
 }
 
-/// Returns the arguments of a process; none if they are not visible, and on macOS.
+/// Returns the arguments of a process; empty if they are not visible, and on macOS.
 pub fn arguments_of(pid: i32) -> Vec<String> {
     let bytes = os::arguments_of(pid);
     let mut arguments: Vec<String> = bytes
@@ -116,7 +117,7 @@ pub fn locks(most: u64) -> String {
 /// Returns whether the child ends within this time. The caller must still wait for it.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn ends_within(child: &mut Child, time: Duration) -> io::Result<bool> {
     os::ends_within(child, time)
 }
@@ -124,7 +125,7 @@ pub fn ends_within(child: &mut Child, time: Duration) -> io::Result<bool> {
 /// Asks the kernel to kill this process when the thread that started it ends. Linux only.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn die_with_parent() -> io::Result<()> {
     os::die_with_parent()
 }
@@ -132,7 +133,7 @@ pub fn die_with_parent() -> io::Result<()> {
 /// Forks; returns the child, and `None` in the child. This process must have one thread.
 ///
 /// # Errors
-/// What the system says.
+/// Returns the error of the system.
 pub fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: the caller has one thread, so that the new process has all threads that the old one
     // had, and no lock is held by one that is missing.
@@ -152,7 +153,7 @@ pub fn end_now(code: i32) -> ! {
 /// Changes to another user permanently, without supplementary groups.
 ///
 /// # Errors
-/// What the system says. The process must then end, because the change may be incomplete.
+/// Returns the error of the system. The process must then end, because the change may be incomplete.
 pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: the list of groups is empty.
     if unsafe { libc::setgroups(0, std::ptr::null()) } != 0 {
@@ -184,7 +185,7 @@ pub enum Scheduling {
 }
 
 /// Sets the scheduling of this process and its children, in addition to the nice value. Ignores
-/// what the system refuses or does not have (macOS).
+/// settings that the system refuses or does not have (macOS).
 pub fn schedule(scheduling: Scheduling) {
     os::schedule(scheduling);
 }
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_waited_for_no_longer_than_asked() {
+    fn waiting_for_a_child_ends_after_the_given_time() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         if are_children_known() {

@@ -23,7 +23,7 @@ use hookrun_nix::dirs::Dirs;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::layout;
 
-/// Lets build users and root's daemon reach the files below, and lets nobody else list them.
+/// A mode that lets build users and root's daemon reach the files below, but not list them.
 const REACHABLE: u32 = 0o711;
 /// The mode of a spool for build users, as in a system installation; see [`hookrun_queue::spool`].
 const SHARED_SPOOL: u32 = 0o1733;

@@ -346,8 +346,8 @@ impl Session {
     }
 }
 
-/// Starts a worker while there is work, whatever `start` in the configuration is, because nobody
-/// else starts one for this queue.
+/// Starts a worker while there is work, regardless of `start` in the configuration, because no
+/// other process starts one for this queue.
 struct Workers<'a> {
     session: &'a Session,
     started: Option<Instant>,

@@ -150,7 +150,7 @@ fn missing_settings_are_reported_with_the_line_to_write() {
         config_error: Some("/etc/hookrun/hookrun.toml:3: unknown key `pluggins`; did you mean `plugins`?".to_owned()),
         worker: None,
         service: Some("failed".to_owned()),
-        sandbox: vec!["there is no user `hookrun`; make it with `useradd --system --no-create-home hookrun`".to_owned()],
+        sandbox: vec!["there is no user `hookrun`; create it with `useradd --system --no-create-home hookrun`".to_owned()],
         spool: vec![
             "/var/lib/hookrun has mode 700, so build users cannot reach the spool; `chmod 755 /var/lib/hookrun`".to_owned(),
         ],

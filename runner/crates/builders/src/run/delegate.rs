@@ -383,8 +383,8 @@ impl Stage for AfterAccept<'_> {
     }
 
     fn full(&mut self, _: &str) -> Option<String> {
-        // Only a hook that is just being killed can hold what is ours; or, without a slot of ours,
-        // another Nix was faster.
+        // Only a hook that is being killed can hold a slot of this session. Without a slot of its
+        // own, another Nix was faster.
         if self.full >= MOST_FULL {
             return Some("it reports to be full although it has a free slot".to_owned());
         }

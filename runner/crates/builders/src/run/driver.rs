@@ -16,20 +16,20 @@ use hookrun_nix::selection::Candidate;
 
 /// A machine with its held resources.
 pub(crate) struct Slotted {
-    /// Store URI.
+    /// The store URI.
     pub(crate) machine: String,
     pub(crate) hold: Allocation,
-    /// When the health of machines was read before this one was chosen, in milliseconds since
-    /// 1970. Failures recorded before this time were known then; later ones count as the same
-    /// failure as ours.
+    /// The time when the health of machines was read before this one was chosen, in milliseconds
+    /// since 1970. Failures recorded before this time were known then; later ones count as the same
+    /// failure as that of this session.
     pub(crate) health_read_ms: u64,
 }
 
 /// A machine that has accepted the build.
 pub(crate) struct Connected {
-    /// Store URI.
+    /// The store URI.
     pub(crate) machine: String,
-    /// What is held of it.
+    /// The allocated slot and resources.
     pub(crate) hold: Allocation,
     /// The hook, waiting for the inputs.
     pub(crate) build: Box<dyn Build>,
@@ -38,7 +38,7 @@ pub(crate) struct Connected {
 /// The result of a [`Stage`]'s search for a slot.
 pub(crate) enum SlotSearch {
     Slot(Slotted),
-    /// This machine has a slot and cannot be used; why.
+    /// This machine has a slot but cannot be used, with the reason.
     Unusable(String, String),
 }
 

@@ -32,9 +32,9 @@ pub(crate) const MOST_LOST: usize = 3;
 pub(crate) struct Failover {
     /// Machines that were not tried yet, in the order of use.
     untried: Ranking,
-    /// Lost once.
+    /// Machines that were lost once.
     again: Vec<String>,
-    /// Lost or refused.
+    /// Machines that were lost or have refused.
     tried: BTreeSet<String>,
     lost: usize,
 }
@@ -42,9 +42,9 @@ pub(crate) struct Failover {
 /// Machines in the order of use. A later group is used when the earlier ones are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Ranking {
-    /// Named by the policy, and usable.
+    /// Usable machines that the policy named.
     chosen: Vec<String>,
-    /// Usable, in the order of Nix's rule.
+    /// Other usable machines, in the order of Nix's rule.
     others: Vec<String>,
     out: Vec<String>,
 }
@@ -83,7 +83,7 @@ impl Failover {
         Self { untried: ranking, again: Vec::new(), tried: BTreeSet::new(), lost: 0 }
     }
 
-    /// Returns the machines to use now, the best first. Empty: none is left.
+    /// Returns the machines to use now, the best first. It is empty if no machine is left.
     pub(crate) fn next(&self) -> &[String] {
         self.groups().next().map_or(&[], Vec::as_slice)
     }
@@ -109,14 +109,14 @@ impl Failover {
         }
     }
 
-    /// Takes out a machine that did not take the build.
+    /// Removes a machine that did not take the build.
     pub(crate) fn refused(&mut self, machine: &str) {
         self.untried.retain(|known| known != machine);
         self.again.retain(|known| known != machine);
         self.tried.insert(machine.to_owned());
     }
 
-    /// Takes out a machine that was lost during the build.
+    /// Removes a machine that was lost during the build.
     pub(crate) fn lost(&mut self, machine: &str) {
         let first_time = !self.tried.contains(machine);
         self.refused(machine);

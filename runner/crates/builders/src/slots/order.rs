@@ -106,7 +106,7 @@ pub fn shared_out(
             let machine = ticket.wanted.iter().find(has_room)?.machine.clone();
             Some((running.get(&ticket.command).copied().unwrap_or(0), place, *index, machine))
         });
-        // The first one in order among the commands with the fewest builds.
+        // The first ticket in order among those of the commands with the fewest builds.
         let Some((_, place, index, machine)) =
             placeable.min_by_key(|(count, place, ..)| (*count, *place))
         else {

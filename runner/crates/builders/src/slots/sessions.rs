@@ -61,9 +61,9 @@ impl fmt::Display for Command {
 /// A machine that a build may go to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WantedMachine {
-    /// Store URI.
+    /// The store URI.
     pub machine: String,
-    /// Number of builds at once.
+    /// The number of concurrent builds.
     pub slots: u32,
 }
 

@@ -57,7 +57,7 @@ pub(crate) struct Waiting {
 pub(crate) enum Turn {
     /// The build gets this machine; the slot is held from now on.
     Yours(String, Allocation),
-    /// This machine has a slot but cannot be used; why, as a lower-case fragment.
+    /// This machine has a slot but cannot be used, with the reason in lower case.
     Unusable(String, String),
     Wait {
         /// The number of other builds that wait for the same machines.
@@ -69,9 +69,9 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) enum Waited {
     Turn(String, Allocation),
-    /// This machine has a slot but cannot be used; why.
+    /// This machine has a slot but cannot be used, with the reason.
     Unusable(String, String),
-    /// The Nix that called no longer reads our replies.
+    /// The Nix that called does not read replies any longer.
     NixGone,
     TimeOver,
 }

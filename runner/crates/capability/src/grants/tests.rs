@@ -80,7 +80,7 @@ fn a_required_capability_without_a_grant_names_the_line() {
     );
 }
 
-/// Neither is enough alone; together they allow exactly what both name.
+/// A capability must be named by both the metadata and the grant.
 #[test]
 fn a_capability_has_to_be_wanted_and_granted() {
     let full = full("a");
@@ -124,7 +124,7 @@ fn a_capability_has_to_be_wanted_and_granted() {
 }
 
 #[test]
-fn a_grant_gives_no_more_than_is_wanted() {
+fn a_grant_is_limited_to_what_the_plugin_wants() {
     let generous = full("default");
     let wants = Wants { nix_store: StoreScope::Outputs, ..Wants::default() };
     let effective = Effective::decide(&wants, &generous, &Config::default()).unwrap();

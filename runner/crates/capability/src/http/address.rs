@@ -1,9 +1,9 @@
-//! Which addresses a request may reach: public ones, and those that its grant names.
+//! Decides which addresses a request may reach: public ones, and those that its grant names.
 //!
-//! Pure. A name that others control may resolve to anything, so every address is
+//! This module is pure. A name that others control may resolve to any address, so every address is
 //! classified before a connection is made to exactly that address. The ranges are those of IANA's
-//! special-purpose registries (RFC 6890 and its updates) and of the clouds' metadata services.
-//! Forms of IPv6 that carry an IPv4 address are as good as the address they carry.
+//! special-purpose registries (RFC 6890 and its updates) and of the clouds' metadata services. An
+//! IPv6 address that contains an IPv4 address is classified like that IPv4 address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,10 +12,10 @@ use ipnet::IpNet;
 use hookrun_config::HttpGrant;
 use hookrun_config::http::Host;
 
-/// Why an address is not public.
+/// The reason why an address is not public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A cloud's metadata service, which gives credentials to any caller.
+    /// A cloud's metadata service, which returns credentials to any caller.
     Metadata,
     /// This machine.
     Loopback,
@@ -25,7 +25,7 @@ pub enum Kind {
     LinkLocal,
     /// Shared address space of carriers (RFC 6598).
     SharedSpace,
-    /// `0.0.0.0/8` and `::`, which many systems take for this machine.
+    /// `0.0.0.0/8` and `::`, which many systems treat as this machine.
     Unspecified,
     /// RFC 5771, RFC 4291 section 2.7.
     Multicast,
@@ -33,7 +33,7 @@ pub enum Kind {
     Broadcast,
     /// RFC 5737, RFC 3849, RFC 9637.
     Documentation,
-    /// Anything else that is not global unicast: benchmarking, protocol assignments, reserved.
+    /// Any other address that is not global unicast: benchmarking, protocol assignments, reserved.
     Reserved,
 }
 
@@ -65,7 +65,7 @@ const METADATA: [IpAddr; 6] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
 ];
 
-/// What kind of address this is; none for a public one.
+/// Returns the kind of an address that is not public.
 pub fn kind(address: IpAddr) -> Option<Kind> {
     if METADATA.contains(&address) {
         return Some(Kind::Metadata);
@@ -110,17 +110,16 @@ fn v6(address: Ipv6Addr) -> Option<Kind> {
         [0xfe80..=0xfebf, ..] => Some(Kind::LinkLocal),
         [0xfec0..=0xfeff | 0xfc00..=0xfdff, ..] => Some(Kind::Private),
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some(Kind::Documentation),
-        // RFC 2928: protocol assignments, among them ORCHID and benchmarking; Teredo was looked at
+        // RFC 2928: protocol assignments, among them ORCHID and benchmarking. Teredo is handled
         // above.
         [0x2001, 0..=0x1ff, ..] => Some(Kind::Reserved),
-        // RFC 4291 section 2.4: this is all of global unicast that was ever assigned.
+        // RFC 4291 section 2.4: all global unicast addresses that have been assigned.
         [0x2000..=0x3fff, ..] => None,
         _ => Some(Kind::Reserved),
     }
 }
 
-/// The IPv4 addresses that an IPv6 address stands for, in whatever form; all of them have to be
-/// public.
+/// Returns the IPv4 addresses that an IPv6 address contains. Each of them must be public.
 fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     let [.., high, low] = address.segments();
@@ -133,7 +132,7 @@ fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
         | [0x64, 0xff9b, 0, 0, 0, 0, ..] => vec![last],
         // RFC 3056: 6to4.
         [0x2002, high, low, ..] => vec![v4(high, low)],
-        // RFC 4380 section 4: Teredo has the server's, and the client's inverted.
+        // RFC 4380 section 4: Teredo contains the server's address, and the client's inverted.
         [0x2001, 0, high, low, ..] => vec![v4(high, low), Ipv4Addr::from(!u32::from(last))],
         _ => Vec::new(),
     };
@@ -146,14 +145,14 @@ fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
 
 /// Returns whether a request with `grant` for `host` may connect to `address`.
 ///
-/// Public ones: yes. Others: if the URL of the grant is that very address, or if a network of
-/// `address` in the grant holds it. A metadata service has to be named alone: a network around it
-/// is not meant for it.
+/// Public addresses are permitted. Others are permitted if the grant's URL is that very address, or
+/// if a network of `address` in the grant contains it. A metadata service must be named by its own
+/// address; a network that contains it is not enough.
 ///
 /// # Errors
-/// What kind of address it is.
+/// Returns the kind of an address that is not permitted.
 pub fn permitted(address: IpAddr, host: &Host, grant: &HttpGrant) -> Result<(), Kind> {
-    // What the kernel would do with a mapped address: connect to the one it carries.
+    // The kernel connects to the IPv4 address that a mapped address contains.
     let plain = address.to_canonical();
     let Some(kind) = kind(address).or_else(|| kind(plain)) else { return Ok(()) };
     let literal = grant.place.is_some() && *host == Host::Address(address);
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_that_carry_an_address() {
+    fn an_ipv6_address_is_classified_by_the_ipv4_address_it_contains() {
         for (address, expected) in [
             ("::ffff:127.0.0.1", "a loopback address"),
             ("::ffff:169.254.169.254", "a metadata service"),
@@ -235,8 +234,7 @@ mod tests {
             ("64:ff9b::9.9.9.9", "public"),
             ("2002:7f00:1::", "a loopback address"),
             ("2002:0909:0909::1", "public"),
-            // Teredo: the server is public, the client (inverted) is 10.0.0.1; and the other way
-            // round.
+            // Teredo: the server is public and the client (inverted) is 10.0.0.1, then the reverse.
             ("2001:0:909:909:0:0:f5ff:fffe", "a private address"),
             ("2001:0:a00:1:0:0:f6f6:f6f6", "a private address"),
             ("2620:fe::5efe:192.168.0.1", "a private address"),
@@ -257,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn grants_name_addresses() {
+    fn only_granted_addresses_are_permitted() {
         let table = [
             ("https://h/", &[][..], "10.0.0.1", false),
             ("https://h/", &["10.0.0.0/8"][..], "10.0.0.1", true),
@@ -283,7 +281,7 @@ mod tests {
     }
 
     proptest! {
-        /// No IPv6 form makes more of an IPv4 address than it is.
+        /// No IPv6 form of an IPv4 address is permitted unless the IPv4 address is.
         #[test]
         fn a_carried_address_is_no_better(bits: u32) {
             let v4 = Ipv4Addr::from(bits);
@@ -300,7 +298,7 @@ mod tests {
             }
         }
 
-        /// What the standard library calls special is never public here.
+        /// An address that the standard library calls special is never public here.
         #[test]
         fn never_wider_than_std(bits: u128) {
             let v6 = Ipv6Addr::from(bits);

@@ -1,5 +1,5 @@
-//! Bodies of requests and responses, each with a limit of its own. The bytes that guests read and
-//! write are counted in the streams of `wasi:io`. A long pause in a response ends it.
+//! Bodies of requests and responses, each with its own limit. The bytes that guests read and write
+//! are counted in the streams of `wasi:io`. A long pause in a response ends it.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -18,10 +18,10 @@ use crate::RunLog;
 use hookrun_config::{Limit, Limits};
 use hookrun_nix::outcome::LogLine;
 
-/// What error messages about a request need.
+/// The parts of a request that error messages need.
 #[derive(Debug)]
 pub struct About {
-    /// Method, origin and path, without the query: a guest may put anything there.
+    /// Method, origin and path. The query is left out, because a guest may put anything into it.
     pub target: String,
     pub plugin: String,
     pub limits: Limits,
@@ -29,7 +29,7 @@ pub struct About {
 }
 
 impl About {
-    /// A problem with the code and a fragment that follows the target.
+    /// Returns a problem with the code and a fragment that follows the target.
     pub fn problem(&self, code: ErrorCode, what: &str) -> Problem {
         Problem::new(code, format!("plugin `{}`: http `{}`: {what}", self.plugin, self.target))
     }
@@ -39,7 +39,7 @@ impl About {
         Problem { message: format!("http `{}`: {}", self.target, problem.message), ..problem }
     }
 
-    /// Says it in the run's log, once.
+    /// Writes the problem to the run's log, once.
     pub fn report(&self, problem: &mut Problem) {
         if !std::mem::replace(&mut problem.reported, true) {
             self.log.push(LogLine {
@@ -51,8 +51,7 @@ impl About {
     }
 }
 
-/// How long something may take: the limit, or the plugin's own time-out, whichever
-/// is less.
+/// The time that an operation may take: the lesser of the limit and the plugin's own timeout.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     pub time: Duration,
@@ -61,7 +60,7 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// The lesser of `limit` and of what the plugin wants.
+    /// Returns the lesser of `limit` and the timeout that the plugin set.
     pub(super) fn new(limits: &Limits, limit: Limit, wanted: Option<Duration>) -> Self {
         let allowed = limits.time(limit);
         match wanted {
@@ -70,7 +69,7 @@ impl Patience {
         }
     }
 
-    /// It is at its end.
+    /// Returns the problem of an operation that exceeded the time.
     pub(super) fn problem(self, about: &About, code: ErrorCode) -> Problem {
         if self.own {
             about.problem(
@@ -86,7 +85,7 @@ impl Patience {
     }
 }
 
-/// Bytes of a header section on the wire: `name: value CR LF` (RFC 9112 section 5).
+/// Returns the bytes of a header section on the wire: `name: value CR LF` (RFC 9112 section 5).
 pub fn header_bytes(headers: &http::HeaderMap) -> u64 {
     headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
 }
@@ -130,16 +129,16 @@ pub(super) struct Metered {
     direction: Direction,
     about: Arc<About>,
     bytes: u64,
-    /// Why it ended, for callers that only see that it ended.
+    /// The problem that ended the body, for callers that see only that it ended.
     failed: Arc<OnceLock<Problem>>,
-    /// The pause that ends a response, and the time to its end.
+    /// The maximum pause of a response, and the timer of the current pause.
     pause: Option<(Patience, Pin<Box<Sleep>>)>,
-    /// Free again when the body is gone.
+    /// The place among the run's concurrent requests, released with the body.
     slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Metered {
-    /// The body of a request, and where its problem will be.
+    /// Returns the body of a request, and the place where its problem will be stored.
     pub(super) fn request(inner: WasiBody, about: Arc<About>) -> (Self, Arc<OnceLock<Problem>>) {
         let failed = Arc::new(OnceLock::new());
         let body = Self {
@@ -154,7 +153,7 @@ impl Metered {
         (body, failed)
     }
 
-    /// The body of a response, which may pause so long.
+    /// Returns the body of a response with a maximum pause.
     pub(super) fn response(
         inner: WasiBody,
         about: Arc<About>,
@@ -198,12 +197,12 @@ impl Metered {
         Ok(())
     }
 
-    /// Ends here, with a problem that is said in the run's log.
+    /// Ends the body with a problem, which is written to the run's log.
     fn end(&mut self, mut problem: Problem) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.slot = None;
         self.about.report(&mut problem);
         let error = problem.clone().into();
-        // The first one is the cause.
+        // Only the first problem is kept, because it is the cause.
         drop(self.failed.set(problem));
         Poll::Ready(Some(Err(error)))
     }

@@ -1,5 +1,5 @@
 //! Requests in `hookrun test`, which are not sent. A request that a grant covers is answered with
-//! `200` and the JSON body `{}`, and kept for the report.
+//! `200` and the JSON body `{}`, and recorded for the report.
 
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -16,11 +16,10 @@ use super::send::Answer;
 use hookrun_config::Limit;
 use hookrun_config::http::HttpTarget;
 
-/// The body of every answer: valid for a plugin that reads JSON, and nothing to one that reads
-/// text.
+/// The body of every response. It is valid JSON, and short for a plugin that reads text.
 const BODY: &[u8] = b"{}";
 
-/// A request that was not sent.
+/// A request that was recorded instead of sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requested {
     pub method: String,
@@ -33,7 +32,7 @@ impl Client {
     /// Answers a request without sending it.
     ///
     /// # Errors
-    /// Its body is beyond a limit, or broke off.
+    /// Returns an error if its body exceeds a limit or is incomplete.
     pub(super) async fn canned(
         &self,
         target: &HttpTarget,
@@ -66,7 +65,7 @@ impl Client {
         Ok((response, wasmtime_wasi::runtime::spawn(std::future::ready(()))))
     }
 
-    /// What was asked for so far, in order, where nothing is sent.
+    /// Returns the requests so far, in order, if nothing is sent.
     pub fn requested(&self) -> Vec<Requested> {
         self.canned.as_ref().map_or_else(Vec::new, |kept| {
             kept.lock().unwrap_or_else(PoisonError::into_inner).clone()

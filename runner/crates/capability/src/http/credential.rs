@@ -1,9 +1,9 @@
-//! Credentials: read from their files once, when the process starts and may still read them, and
-//! put into requests by the host.
+//! Credentials. They are read from their files once, when the process starts and may still read
+//! them, and added to requests by the host.
 //!
 //! A secret is wiped when its [`Credential`] is dropped, is never shown by `Debug`, and is never
-//! part of a message. The guest neither names nor sees it: the grant names it, and it is added
-//! after the guest has handed over the request.
+//! part of a message. The guest can neither name nor see it: the grant names it, and the host adds
+//! it after the guest has passed the request.
 
 use std::fmt;
 use std::io::Read as _;
@@ -21,11 +21,11 @@ use zeroize::{Zeroize as _, Zeroizing};
 use hookrun_config::HttpCredential;
 use hookrun_config::http::AWS_HEADERS;
 
-/// A credential is a line; the longest known (a JWT with many claims) have some KiB. What is longer
-/// is another file.
+/// Maximum size of a file in bytes. A credential is one line; the longest known ones (JWTs with
+/// many claims) have a few KiB.
 const MAX_SECRET: u64 = 16 << 10;
 
-/// One credential, ready to be put into requests.
+/// One credential, ready to be added to requests.
 pub(super) struct Credential(Kind);
 
 enum Kind {
@@ -57,7 +57,7 @@ impl Credential {
     /// Reads the credential called `name`.
     ///
     /// # Errors
-    /// The key, and a sentence that ends in the fix.
+    /// Returns the key and a sentence that ends with the fix.
     pub(super) fn load(
         name: &str,
         settings: &HttpCredential,
@@ -67,8 +67,8 @@ impl Credential {
                 let uid = rustix::process::geteuid().as_raw();
                 let file = file.display();
                 let text = format!(
-                    "http credential `{name}`: `{key}`: {file} {what}; it must hold one line and be readable for uid {uid}, which \
-                     runs the plugins, and for nobody else"
+                    "http credential `{name}`: `{key}`: {file} {what}; it must hold one line and be readable only for uid {uid}, which \
+                     runs the plugins"
                 );
                 (key, text)
             })
@@ -120,16 +120,16 @@ impl Credential {
         })))
     }
 
-    /// Returns whether it covers the body, which then has to be complete first.
+    /// Returns whether it covers the body, which then has to be read completely first.
     pub(super) fn covers_body(&self) -> bool {
         matches!(self.0, Kind::Aws { .. })
     }
 
-    /// Puts it into the headers of a request. `digest` is the SHA-256 of the body, for a credential
+    /// Adds it to the headers of a request. `digest` is the SHA-256 of the body, for a credential
     /// that covers it.
     ///
     /// # Errors
-    /// A fragment: the request cannot be signed.
+    /// Returns a fragment if the request cannot be signed.
     pub(super) fn apply(
         &self,
         method: &Method,
@@ -140,19 +140,19 @@ impl Credential {
         match &self.0 {
             Kind::Header { name, value } => {
                 let mut value = HeaderValue::from_bytes(value)
-                    .map_err(|_| "its credential cannot stand in a header")?;
+                    .map_err(|_| "its credential is not valid in a header")?;
                 value.set_sensitive(true);
                 headers.insert(name.clone(), value);
                 Ok(())
             }
             Kind::Aws { keys, region, service } => {
-                // What the signer would panic on.
+                // The signer would panic on an invalid URL.
                 url::Url::parse(&uri.to_string()).map_err(|_| "its URL cannot be signed")?;
                 let mut request = HttpRequest::new(HttpRequestBody::empty());
                 *request.method_mut() = method.clone();
                 *request.uri_mut() = uri.clone();
-                // AWS wants `host` and every `x-amz-` header signed; the others are free to change
-                // on the way.
+                // AWS requires `host` and every `x-amz-` header to be signed. Proxies may change
+                // the others.
                 for (name, value) in
                     headers.iter().filter(|(name, _)| name.as_str().starts_with("x-amz-"))
                 {
@@ -175,7 +175,7 @@ impl Credential {
 }
 
 fn joined(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
-    // All of it at once: a buffer that grows leaves copies behind.
+    // Allocate all of it at once, because a buffer that grows leaves copies in memory.
     let mut whole = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
     for part in parts {
         whole.extend_from_slice(part);
@@ -183,7 +183,7 @@ fn joined(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
     whole
 }
 
-/// The one line of a file.
+/// Returns the only line of a file.
 fn line(file: &Path) -> Result<Zeroizing<String>, String> {
     let failed = |error: std::io::Error| format!("cannot be read ({error})");
     let room = usize::try_from(MAX_SECRET).unwrap_or_default() + 1;
@@ -201,9 +201,9 @@ fn line(file: &Path) -> Result<Zeroizing<String>, String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
     }
-    // A header's value ends at a line's end; a second line would be a second header.
+    // A header's value ends with its line, so a second line would become another header.
     if text.chars().any(char::is_control) || text != text.trim() {
-        return Err("holds more than a line, or blanks around it".to_owned());
+        return Err("holds more than one line, or blanks around it".to_owned());
     }
     Ok(Zeroizing::new(text.to_owned()))
 }
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said_without_it() {
+    fn errors_about_a_credential_file_do_not_contain_the_secret() {
         let wrong = |text: &str| {
             let file = file(text);
             let (key, message) = Credential::load(
@@ -277,7 +277,7 @@ mod tests {
         for (text, expected) in [
             ("", "is empty"),
             ("\n", "is empty"),
-            ("s3cret\nx-other: 1\n", "holds more than a line"),
+            ("s3cret\nx-other: 1\n", "holds more than one line"),
             (" s3cret", "blanks around it"),
         ] {
             let message = wrong(text);

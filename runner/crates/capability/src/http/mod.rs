@@ -1,12 +1,12 @@
-//! `wasi:http`, outgoing: the standard interface, so that any language's client works, with a
-//! sender of our own behind it.
+//! Outgoing `wasi:http`: the standard interface, so that HTTP clients of any language work, with
+//! hookrun's own sender.
 //!
-//! A request passes the choke point first (`hookrun_host`, `host_call/http.rs`), which checks the
-//! grants (`hookrun_config::http`). Then, as a task ([`send`]): its headers are checked, a
-//! credential that the guest never sees is put in ([`credential`]), its name is looked up once,
-//! every address is checked ([`address`], [`resolve`]), and the connection is made to an address
-//! that passed. wasmtime-wasi-http is built without a sender: there is no other way out. What goes
-//! wrong is a code for the guest and a line in the run's log ([`problem`]), never a trap.
+//! A request is first admitted as a host call (`hookrun_host`, `host_call/http.rs`), which checks
+//! the grants (`hookrun_config::http`). Then a task ([`send`]) checks its headers, adds a
+//! credential that the guest never sees ([`credential`]), looks the name up once, checks every
+//! address ([`address`], [`resolve`]), and connects to an address that is permitted.
+//! wasmtime-wasi-http is built without a sender, so requests cannot be sent in any other way. A
+//! problem becomes a code for the guest and a line in the run's log ([`problem`]), never a trap.
 //!
 //! Files are read in [`Client::new`], which runs before the process gives up the right to read
 //! them.
@@ -41,12 +41,12 @@ use hookrun_nix::dirs::Dirs;
 #[derive(Debug)]
 pub struct Client {
     settings: BTreeMap<String, HttpCredential>,
-    /// Those that a grant names: read, or the key and a sentence about the error.
+    /// The credentials that grants name, or the key and a sentence about the error.
     credentials: BTreeMap<String, Result<Arc<Credential>, (&'static str, String)>>,
-    /// By `ca-file`; none are the system's.
+    /// The trusted authorities by `ca-file`; `None` stands for the system's.
     trust: BTreeMap<Option<PathBuf>, Result<Arc<rustls::ClientConfig>, String>>,
     resolver: Arc<dyn Resolve>,
-    /// Keeps the requests instead of sending them.
+    /// Records the requests instead of sending them.
     canned: Option<Mutex<Vec<Requested>>>,
 }
 
@@ -75,14 +75,15 @@ impl Service for Client {
     }
 
     fn hold_secrets(&self, plugin: &str, grant: &Grant) -> Result<(), KeyError> {
-        // They were read by `configure`.
+        // `configure` has read the credentials.
         grant.http.iter().try_for_each(|grant| self.check(plugin, grant))
     }
 }
 
 impl Client {
-    /// The sender for the grants of `config`. Reads the credentials and certificates that they
-    /// name, now; what cannot be read is said when it is used, and by [`Client::check`].
+    /// Creates the sender for the grants of `config`, and reads the credentials and certificates
+    /// that they name. A file that cannot be read is reported when it is used, and by
+    /// [`Client::check`].
     pub fn new(config: &Config) -> Self {
         let grants = || config.plugins.values().flat_map(|plugin| &plugin.grant.http);
         let named: BTreeSet<&String> =
@@ -109,7 +110,8 @@ impl Client {
         }
     }
 
-    /// A sender that reads no file, sends nothing and answers everything, for `hookrun test`.
+    /// Creates a sender that reads no file, sends nothing and answers every request, for `hookrun
+    /// test`.
     pub fn in_memory(config: &Config) -> Self {
         Self {
             settings: config.http_credentials.clone(),
@@ -120,7 +122,7 @@ impl Client {
         }
     }
 
-    /// The same with another resolver.
+    /// Replaces the resolver.
     #[must_use]
     pub fn resolving(self, resolver: Arc<dyn Resolve>) -> Self {
         Self { resolver, ..self }
@@ -129,7 +131,7 @@ impl Client {
     /// Checks whether the files that a grant names can be used.
     ///
     /// # Errors
-    /// The key that names the file, and the fix.
+    /// Returns the key that names the file, and the fix.
     pub fn check(&self, plugin: &str, grant: &HttpGrant) -> Result<(), KeyError> {
         if let Some(name) = &grant.credential
             && let Some(Err((key, message))) = self.credentials.get(name)

@@ -1,9 +1,9 @@
-//! Why a request gave no response: a code of `wasi:http` for the guest, and a sentence for the
-//! run's log.
+//! The reason why a request has no response: a code of `wasi:http` for the guest, and a sentence
+//! for the run's log.
 //!
-//! The guest learns the code; what an operator needs (the plugin, the place, the line to write) is
-//! in the log. No text of a server and no header value is ever part of a sentence: either may hold
-//! a credential.
+//! The guest gets the code; the log has what an operator needs: the plugin, the place and the line
+//! to write. A sentence never contains text of a server or the value of a header, because either
+//! may contain a credential.
 
 use std::error::Error as _;
 use std::io;
@@ -13,24 +13,24 @@ use wasmtime_wasi_http::p2::bindings::http::types::{DnsErrorPayload, ErrorCode};
 
 use hookrun_config::{Limit, Limits};
 
-/// Why a request gave no response.
+/// The reason why a request has no response.
 #[derive(Debug, Clone)]
 pub struct Problem {
-    /// For the guest.
+    /// The code for the guest.
     pub code: ErrorCode,
-    /// For the log: the request, the error and the fix.
+    /// The message for the log: the request, the error and the fix.
     pub message: String,
-    /// Whether it is in the log already.
+    /// Whether the log already has it.
     pub reported: bool,
 }
 
 impl Problem {
-    /// A problem with a code and a sentence.
+    /// Returns a problem with a code and a sentence.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), reported: false }
     }
 
-    /// A limit was reached by `wanted`.
+    /// Returns the problem that `wanted` exceeds a limit.
     pub fn limit(
         limit: Limit,
         plugin: &str,
@@ -41,7 +41,7 @@ impl Problem {
         Self::new(code, limit.reached(plugin, limits.get(limit), wanted))
     }
 
-    /// A name without an address.
+    /// Returns the problem that a name has no address.
     pub fn dns(rcode: &str, message: String) -> Self {
         Self::new(
             ErrorCode::DnsError(DnsErrorPayload { rcode: Some(rcode.to_owned()), info_code: None }),
@@ -56,9 +56,9 @@ impl From<Problem> for Error {
     }
 }
 
-/// The code in an error of a body's stream. wasmtime-wasi-http 48.0 looks for an `ErrorCode` in it,
-/// and puts an [`Error`] there (`http_error_code` in src/p2/types_impl.rs, `read` in
-/// src/p2/body.rs); so the host function is ours.
+/// Returns the code inside an error of a body's stream. wasmtime-wasi-http 48.0 looks for an
+/// `ErrorCode` in such an error, but puts an [`Error`] there (`http_error_code` in
+/// src/p2/types_impl.rs, `read` in src/p2/body.rs), so hookrun links its own host function.
 pub fn stream_error_code(error: &wasmtime::Error) -> Option<ErrorCode> {
     if let Some(code) = error.downcast_ref::<ErrorCode>() {
         return Some(code.clone());
@@ -74,10 +74,10 @@ pub fn stream_error_code(error: &wasmtime::Error) -> Option<ErrorCode> {
     })
 }
 
-/// The code for an error while the response was read.
+/// Returns the code for an error that occurred while the response was read.
 pub(super) fn response_error(error: &hyper::Error) -> Error {
     let io = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-    // hyper 1.12 says so for a body with a length, and keeps `is_incomplete_message` for heads.
+    // hyper 1.12 reports this for a body with a length, and `is_incomplete_message` only for heads.
     let broke = io.is_some_and(|io| {
         matches!(
             io.kind(),

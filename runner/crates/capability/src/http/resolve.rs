@@ -1,5 +1,5 @@
-//! Looks up a name once per request. The connection goes to the address that was checked, so that a
-//! second answer of DNS cannot change it.
+//! Looks a name up once per request. The connection is made to the address that was checked, so
+//! that a second DNS answer cannot change it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,41 +10,42 @@ use super::address::{self, Kind};
 use hookrun_config::HttpGrant;
 use hookrun_config::http::{Host, Place};
 
-/// Looks names up. Tests put their own behind it.
+/// Looks names up. Tests replace it.
 pub trait Resolve: std::fmt::Debug + Send + Sync {
-    /// All addresses of `name`, in the order in which they are to be tried.
+    /// Returns all addresses of `name`, in the order in which they are tried.
     fn addresses<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>>;
 }
 
-/// The system's resolver (`getaddrinfo`): `/etc/hosts`, then DNS, as `nsswitch.conf` says.
+/// The system's resolver (`getaddrinfo`): `/etc/hosts`, then DNS, as configured in `nsswitch.conf`.
 #[derive(Debug)]
 pub struct System;
 
 impl Resolve for System {
     fn addresses<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
         Box::pin(async move {
-            // The port is not looked up; it is only what the function's type wants.
+            // The port is not looked up; the function only requires one.
             let found = tokio::net::lookup_host((name, 0)).await?;
             Ok(found.map(|address| address.ip()).collect())
         })
     }
 }
 
-/// Why there is nothing to connect to.
+/// The reason why no address can be connected to.
 #[derive(Debug)]
 pub enum Unreachable {
-    /// The look-up failed.
+    /// The lookup failed.
     LookUp(io::Error),
     /// The name has no address.
     Nothing,
-    /// None of its addresses is permitted; the first that is not.
+    /// No address is permitted; this is the first one.
     Prohibited(IpAddr, Kind),
 }
 
-/// The addresses of `place` that `grant` permits, to be connected to as they are.
+/// Returns the addresses of `place` that `grant` permits. Connections must be made to exactly
+/// these.
 ///
 /// # Errors
-/// There is none.
+/// Returns an error if no address is permitted.
 pub async fn permitted(
     resolver: &dyn Resolve,
     place: &Place,

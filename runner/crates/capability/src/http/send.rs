@@ -1,8 +1,8 @@
 //! Sends one request and reads the head of its response: check, complete, resolve, connect, send.
 //!
-//! It runs as a task of its own, so that a guest can do other things meanwhile; the task ends with
-//! the run at the latest. One connection carries one request, HTTP/1.1, without a proxy. A redirect
-//! is a response like any other: it is never followed.
+//! It runs as a task of its own, so that a guest can continue meanwhile; the task ends with the run
+//! at the latest. One connection carries one request, with HTTP/1.1 and without a proxy. A redirect
+//! is returned like any other response and never followed.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -27,41 +27,42 @@ use super::{Client, tls};
 use hookrun_config::http::{HttpTarget, Scheme};
 use hookrun_config::{HttpGrant, Limit};
 
-/// What the host says it is where the guest says nothing (RFC 9110 section 10.1.5); some services
-/// want a name.
+/// The `User-Agent` of requests in which the guest sets none (RFC 9110 section 10.1.5). Some
+/// services require one.
 const AGENT: &str = concat!("hookrun/", env!("CARGO_PKG_VERSION"));
 
-/// Header fields of one response. Their bytes are bounded by `http-header-bytes`; this bounds what
-/// the parser reserves.
+/// Maximum number of header fields of a response. `http-header-bytes` limits their bytes; this
+/// limits the memory that the parser reserves.
 const MAX_FIELDS: usize = 1000;
 
-/// What the connection may buffer beside a header section: one read of the kernel's.
+/// Minimum size of the connection's buffer in bytes, in addition to a header section: one read from
+/// the kernel.
 const MIN_BUFFER: usize = 256 << 10;
 
-/// A response and the task that carries its connection.
+/// A response and the task that drives its connection.
 pub type Answer = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
 
 /// One request that its grant covers.
 pub struct Exchange {
     pub client: Arc<Client>,
-    /// For messages, limits and counting.
+    /// The request's description for messages, limits and counting.
     pub about: Arc<About>,
     pub grant: HttpGrant,
     pub target: HttpTarget,
-    /// `/path?query`.
+    /// The path with the query: `/path?query`.
     pub path_and_query: String,
     pub headers: HeaderMap,
     pub options: RequestOptions,
-    /// One of the run's places for requests under way; none if all are taken.
+    /// One of the run's places for concurrent requests. `None` if all are taken.
     pub slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Exchange {
-    /// Sends it with the guest's body, if there is one. What goes wrong is said in the run's log,
-    /// and is a code for the guest.
+    /// Sends the request with the guest's body, if there is one. A problem is written to the run's
+    /// log, and its code is returned to the guest.
     ///
     /// # Errors
-    /// There is no response.
+    /// Returns an error if there is no response.
     pub async fn run(self, body: Option<WasiBody>) -> Result<Answer, Error> {
         let about = self.about.clone();
         self.answer(body).await.map_err(|mut problem| {
@@ -79,7 +80,7 @@ impl Exchange {
         let authority = HeaderValue::try_from(self.target.place.authority());
         self.headers.insert(
             HOST,
-            authority.map_err(|_| self.invalid("its host cannot stand in a header"))?,
+            authority.map_err(|_| self.invalid("its host is not valid in a header"))?,
         );
         self.headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
         let body = body.unwrap_or_else(empty);
@@ -99,8 +100,8 @@ impl Exchange {
         self.about.problem(ErrorCode::HttpRequestUriInvalid, what)
     }
 
-    /// The size of the header section, and the one header that frames the body. The guest's map has
-    /// only one Content-Length, of digits.
+    /// Checks the size of the header section, and Content-Length, the only header that frames the
+    /// body. The guest's map holds at most one Content-Length, which consists of digits.
     fn check_headers(&self, has_body: bool) -> Result<(), Problem> {
         let line = self.target.method.len() + self.path_and_query.len() + " HTTP/1.1\r\n ".len();
         let bytes = header_bytes(&self.headers) + line as u64;
@@ -127,7 +128,7 @@ impl Exchange {
         }
     }
 
-    /// A header that the host sets is not the guest's.
+    /// Checks that the guest does not set the header of the credential.
     fn check_credential(&self) -> Result<(), Problem> {
         let Some(name) = &self.grant.credential else { return Ok(()) };
         let own = self.headers.keys().find(|header| self.client.sets(name, header.as_str()));
@@ -142,8 +143,8 @@ impl Exchange {
         }
     }
 
-    /// The body, and in the headers the credential. A signature covers the body, which is then read
-    /// first.
+    /// Returns the complete request: the body, and headers with the credential. If a signature
+    /// covers the body, the body is read first.
     async fn completed(
         &mut self,
         body: Metered,
@@ -174,14 +175,15 @@ impl Exchange {
         Ok(body)
     }
 
-    /// Why a request's body ended: its own problem, or what the error says.
+    /// Returns the reason why a request's body ended: its own problem, or one that describes the
+    /// error.
     fn ended(&self, failed: &OnceLock<Problem>, _error: Error) -> Problem {
         failed.get().cloned().unwrap_or_else(|| {
             self.about.problem(ErrorCode::HttpProtocolError, "its body broke off")
         })
     }
 
-    /// A connection to an address that was checked, with TLS if the scheme says so.
+    /// Connects to an address that was checked, with TLS if the scheme requires it.
     async fn connect(&self) -> Result<Stream, Problem> {
         let patience =
             Patience::new(&self.about.limits, Limit::HttpConnectTime, self.options.connect_timeout);
@@ -222,8 +224,7 @@ impl Exchange {
     }
 
     async fn secured(&self, stream: TcpStream, address: SocketAddr) -> Result<Stream, Problem> {
-        // A request and its response are not held back for more data to come; without it they only
-        // come later.
+        // Without Nagle's algorithm a request and its response are not delayed.
         drop(stream.set_nodelay(true));
         if self.target.place.scheme == Scheme::Http {
             return Ok(Stream::Plain(stream));
@@ -345,12 +346,13 @@ impl Exchange {
             .max_header_size(head)
             .max_buf_size(head.saturating_mul(2).max(MIN_BUFFER));
         let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        // Its error is the sender's or the body's as well.
+        // An error of the connection is also reported by the sender or the body.
         let worker = wasmtime_wasi::runtime::spawn(async move { drop(connection.await) });
         Ok((sender.send_request(request).await?, worker))
     }
 
-    /// What an error of the connection means. Its text is hyper's own, never the server's.
+    /// Returns the problem that an error of the connection stands for. Its text is hyper's own,
+    /// never the server's.
     fn broken(&self, error: &hyper::Error) -> Problem {
         if error.is_parse_too_large() {
             let code = ErrorCode::HttpResponseHeaderSectionSize(None);
@@ -373,7 +375,7 @@ impl Exchange {
     }
 }
 
-/// What a request is sent over.
+/// The transport of a request.
 enum Stream {
     Plain(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),

@@ -1,5 +1,5 @@
-//! TLS: rustls with ring, TLS 1.2 and 1.3, the system's certificate authorities or those of the
-//! grant's `ca-file`. Read once, when the process starts and may still read them.
+//! TLS: rustls with ring, TLS 1.2 and 1.3, and the system's certificate authorities or those of the
+//! grant's `ca-file`. They are read once, when the process starts and may still read them.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -15,13 +15,13 @@ use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, TlsAlertReceivedP
 
 use hookrun_config::http::Host;
 
-/// The largest file of certificates: the whole of Mozilla's list has 220 KiB.
+/// Maximum size of a file of certificates in bytes. Mozilla's complete list has 220 KiB.
 const MAX_FILE: u64 = 4 << 20;
 
-/// What servers are trusted with: the authorities of `ca_file`, or the system's.
+/// Returns the TLS configuration that trusts the authorities of `ca_file`, or the system's.
 ///
 /// # Errors
-/// A sentence that ends in the fix.
+/// Returns a sentence that ends with the fix.
 pub(crate) fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     match ca_file {
@@ -48,7 +48,8 @@ pub(crate) fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String>
             }
         }
         None => {
-            // Some of a system's certificates may be odd; those that can be used are.
+            // Some of a system's certificates may be unusual. Those that cannot be parsed are
+            // ignored.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
                 return Err("this machine has no certificate authorities; install its package `ca-certificates`, or write \
@@ -62,16 +63,15 @@ pub(crate) fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String>
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be used ({error}); this is a defect of hookrun"))?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    // Tells a server that also speaks HTTP/2 that the sender speaks HTTP/1.1 only.
+    // Informs a server that also supports HTTP/2 that the client supports only HTTP/1.1.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
-/// TLS on a connection to `host`, whose name (and not the address it was reached at) the
-/// certificate has to hold.
+/// Starts TLS on a connection to `host`. The certificate must contain that name, not the address.
 ///
 /// # Errors
-/// The code for the guest and a fragment.
+/// Returns the code for the guest and a fragment.
 pub(crate) async fn connect(
     config: Arc<ClientConfig>,
     host: &Host,
@@ -79,7 +79,7 @@ pub(crate) async fn connect(
 ) -> Result<TlsStream<TcpStream>, (ErrorCode, String)> {
     let name = match host {
         Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| {
-            (ErrorCode::TlsCertificateError, "its name cannot stand in a certificate".to_owned())
+            (ErrorCode::TlsCertificateError, "its name is not valid in a certificate".to_owned())
         })?,
         Host::Address(address) => ServerName::from(*address),
     };

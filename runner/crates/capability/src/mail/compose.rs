@@ -1,7 +1,9 @@
-//! Composes RFC 5322 text from a plugin's message. Pure: no clock, no file, no network.
+//! Composes RFC 5322 text from a plugin's message. This module is pure: it uses no clock, file or
+//! network.
 //!
-//! lettre encodes; this module decides what may be in a header at all. Text of a plugin that holds
-//! a control character never reaches a header: with CR or LF it could start one of its own.
+//! lettre encodes the headers; this module decides which text they may contain. Text of a plugin
+//! that contains a control character never gets into a header, because CR or LF could start another
+//! header.
 
 use std::time::SystemTime;
 
@@ -14,24 +16,24 @@ use super::{Composed, Message, mailbox};
 use crate::{CapabilityError, ErrorKind};
 use hookrun_config as config;
 
-/// RFC 5322 section 2.1.1 allows lines of 998 characters; encoding may make a header longer, so
-/// plugins get half.
+/// Maximum length of a header in bytes. RFC 5322 section 2.1.1 allows lines of 998 characters;
+/// plugins get half, because encoding may lengthen a header.
 const MAX_HEADER_LENGTH: usize = 499;
-/// Most headers that a plugin may set.
+/// Maximum number of headers that a plugin may set.
 const MAX_HEADERS: usize = 32;
-/// Hexadecimal digits of the hash in a Message-ID: 128 bits cannot collide by chance.
+/// Number of hexadecimal digits of the hash in a Message-ID. 128 bits do not collide by chance.
 const MESSAGE_ID_DIGITS: usize = 32;
 
-/// RFC 3834 section 5: tells other programs not to answer.
+/// RFC 3834 section 5: prevents automatic replies.
 const AUTO_SUBMITTED: HeaderName = HeaderName::new_from_ascii_str("Auto-Submitted");
-/// Which plugin wrote this; set by the host, whatever the plugin says.
+/// The name of the plugin that sent the message. The host sets it and overrides the plugin's value.
 const PLUGIN: HeaderName = HeaderName::new_from_ascii_str("X-Hookrun-Plugin");
 
 fn invalid(message: impl Into<String>) -> CapabilityError {
     CapabilityError::new(ErrorKind::Invalid, message)
 }
 
-/// `name` if it can stand on the right side of an address; else `localhost`.
+/// Returns `name` if it is valid as the domain of an address, and `localhost` otherwise.
 pub(super) fn host_name(name: &str) -> String {
     let fits = !name.is_empty()
         && name.split('.').all(|label| {
@@ -42,7 +44,7 @@ pub(super) fn host_name(name: &str) -> String {
     if fits { name.to_owned() } else { "localhost".to_owned() }
 }
 
-/// Returns whether it is a host name with a domain, by which other machines can know it.
+/// Returns whether it is a host name with a domain, which other machines can resolve.
 pub(super) fn is_full_host_name(name: &str) -> bool {
     name.contains('.')
         && !name.split('.').next_back().is_some_and(|last| {
@@ -51,7 +53,7 @@ pub(super) fn is_full_host_name(name: &str) -> bool {
         })
 }
 
-/// The sender of transport `name`: its `from`, or `hookrun@` and the host name.
+/// Returns the sender of transport `name`: its `from`, or `hookrun@` and the host name.
 pub(super) fn sender(
     name: &str,
     settings: &config::Mail,
@@ -68,8 +70,8 @@ pub(super) fn sender(
     }
 }
 
-/// The Message-ID of `identity`: the same for the same plugin, identity and host. An empty identity
-/// gets a fresh one.
+/// Returns the Message-ID of `identity`, which is the same for the same plugin, identity and host.
+/// An empty identity gets a new one each time.
 pub(super) fn message_id(plugin: &str, identity: &str, host: &str) -> String {
     let left = if identity.is_empty() {
         uuid::Uuid::now_v7().simple().to_string()
@@ -93,9 +95,7 @@ pub(super) fn compose(
     let Message { subject, text, html, headers, identity, in_reply_to } = message;
     header_text("the subject", subject)?;
     if subject.trim().is_empty() {
-        return Err(invalid(
-            "the subject is empty; a message needs one line that says what it is about",
-        ));
+        return Err(invalid("the subject is empty; write a subject of one line"));
     }
     if headers.len() > MAX_HEADERS {
         return Err(invalid(format!(
@@ -139,9 +139,9 @@ pub(super) fn compose(
     })
 }
 
-/// Makes text of a plugin fit for the body of a message: every line ends in CR LF, and there
-/// is no NUL. Only some servers take a single CR or LF for a line end (RFC 5321 section
-/// 2.3.8), so what follows could be taken for another message.
+/// Returns text of a plugin in the form of a message body: every line ends with CR LF, and NUL is
+/// removed. Some servers take a single CR or LF for a line end (RFC 5321 section 2.3.8), so the
+/// text after it could be taken for another message.
 fn body(text: &str) -> String {
     let mut body = String::with_capacity(text.len() + text.len() / 32);
     let mut chars = text.chars().filter(|c| *c != '\0').peekable();
@@ -158,7 +158,7 @@ fn body(text: &str) -> String {
     body
 }
 
-/// The name of a header that a plugin may set.
+/// Returns the name of a header that a plugin may set.
 fn header_name(name: &str) -> Result<HeaderName, CapabilityError> {
     let refused = || {
         invalid(format!(
@@ -176,7 +176,7 @@ fn header_name(name: &str) -> Result<HeaderName, CapabilityError> {
 
 /// Returns `value` if it is allowed in a header.
 fn header_text<'a>(what: &str, value: &'a str) -> Result<&'a str, CapabilityError> {
-    // Besides CR and LF of RFC 5322: U+2028 and U+2029 break lines in some readers.
+    // U+2028 and U+2029 are refused like CR and LF, because some mail readers break lines at them.
     if let Some(bad) =
         value.chars().find(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
     {

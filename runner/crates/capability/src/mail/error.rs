@@ -2,8 +2,8 @@
 
 use crate::{CapabilityError, ErrorKind};
 
-/// From an operation on a file of transport `name`. What may pass by itself (a full disk, too many
-/// open files) is worth a retry; what the configuration or the permissions forbid is not.
+/// Returns the error of an operation on a file of transport `name`. Errors that may pass (a full
+/// disk, too many open files) are transient; errors of the configuration or of permissions are not.
 pub(super) fn file_error(
     name: &str,
     what: &str,
@@ -22,10 +22,10 @@ pub(super) fn file_error(
     CapabilityError::new(kind, format!("mail transport `{name}`: {what} ({error}); {fix}"))
 }
 
-/// The longest text of another program or server that is quoted in a message, in characters.
+/// Maximum length in characters of text that is quoted from another program or server.
 const QUOTED_LENGTH: usize = 300;
 
-/// Text from outside, made fit for one line: bounded, control characters replaced by blanks.
+/// Returns external text as one line of limited length, with control characters replaced by blanks.
 pub(super) fn quoted(text: &str) -> String {
     let line: String = text
         .trim()
@@ -36,7 +36,7 @@ pub(super) fn quoted(text: &str) -> String {
     if line.is_empty() { "no further text".to_owned() } else { line }
 }
 
-/// The user this process runs as, for messages about permissions: `hookrun (uid 997)`.
+/// Returns the user of this process for messages about permissions: `hookrun (uid 997)`.
 pub(super) fn current_user() -> String {
     let uid = uzers::get_effective_uid();
     uzers::get_user_by_uid(uid).map_or_else(

@@ -1,6 +1,6 @@
-//! Delivery into a maildir, by its author's rules (<https://cr.yp.to/proto/maildir.html>): written
-//! whole and made durable under `tmp/`, then moved into `new/` by one rename, under a name no other
-//! delivery has. A reader never sees half a message, and no lock is taken.
+//! Delivers into a maildir as its author specifies (<https://cr.yp.to/proto/maildir.html>): a
+//! message is written completely and synced under `tmp/`, then moved into `new/` by one rename,
+//! under a unique name. A reader never sees an incomplete message, and no lock is needed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write as _;
@@ -13,17 +13,17 @@ use super::Composed;
 use super::error::{current_user, file_error};
 use crate::{CapabilityError, ErrorKind};
 
-/// Mail is for its owner only.
+/// Only the owner may read mail.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// Deliveries of this process so far; a part of the unique name.
+/// The number of deliveries of this process so far, which is part of the unique name.
 static DELIVERIES: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug, Clone)]
 pub(super) struct Maildir {
     pub(super) name: String,
-    /// Made with `tmp`, `new` and `cur` when it is not there.
+    /// The directory. It is created with `tmp`, `new` and `cur` if it does not exist.
     pub(super) directory: PathBuf,
 }
 
@@ -76,15 +76,16 @@ fn write(directory: &Path, text: &str, host: &str) -> std::io::Result<()> {
         .and_then(|()| file.sync_all())
         .and_then(|()| std::fs::rename(&temporary, &target));
     if let Err(error) = written {
-        // What was left is of no use to anyone; that it cannot be removed is less important than
-        // the first error.
+        // The incomplete file is useless; the first error is more important than a failure to
+        // remove it.
         let _ = std::fs::remove_file(&temporary);
         return Err(error);
     }
     File::open(directory.join("new"))?.sync_all()
 }
 
-/// `<seconds>.M<microseconds>P<process>Q<delivery>.<host>`, the form the maildir page recommends.
+/// Returns `<seconds>.M<microseconds>P<process>Q<delivery>.<host>`, the form that the maildir page
+/// recommends.
 fn unique_name(host: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let delivery = DELIVERIES.fetch_add(1, Ordering::Relaxed);

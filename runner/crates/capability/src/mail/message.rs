@@ -1,21 +1,22 @@
-//! A message on its way: from a plugin, composed, and sent or refused.
+//! A message in its stages: as a plugin passes it, composed, and sent or refused.
 
-/// One message, as a plugin hands it over.
+/// One message, as a plugin passes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
-    /// One line.
+    /// The subject, which is one line.
     pub subject: String,
     pub text: String,
     pub html: Option<String>,
-    /// More headers; names start with `X-`.
+    /// Additional headers; their names start with `X-`.
     pub headers: Vec<(String, String)>,
-    /// What makes two messages the same message; empty for a fresh one each time.
+    /// The identity: messages with the same identity are the same message. Empty for a new identity
+    /// each time.
     pub identity: String,
     /// The identity of the message that this one answers.
     pub in_reply_to: Option<String>,
 }
 
-/// A message that was taken by a capturing [`Mailer`](super::Mailer) instead of being sent.
+/// A message that a capturing [`Mailer`](super::Mailer) recorded instead of sending it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
     /// The transport's name in the configuration.
@@ -53,7 +54,7 @@ pub struct Refusal {
     pub recipient: String,
     /// Whether it may be accepted later.
     pub transient: bool,
-    /// What the transport says, on one line.
+    /// The transport's reason, on one line.
     pub reason: String,
 }
 
@@ -64,7 +65,7 @@ impl std::fmt::Display for Refusal {
 }
 
 impl Composed {
-    /// Returns the text with LF line ends, as programs and maildirs of Unix have it.
+    /// Returns the text with LF line ends, as programs and maildirs on Unix require.
     pub(super) fn unix_text(&self) -> String {
         String::from_utf8_lossy(&self.raw).replace("\r\n", "\n")
     }

@@ -1,10 +1,9 @@
-//! Mail, for the `mail` interface. Composes and sends a plugin's message, holds the credentials and
-//! knows the transports of the configuration (`[mail.NAME]`).
+//! Mail, for the `mail` interface. Composes and sends the messages of plugins, holds the
+//! credentials and the transports of the configuration (`[mail.NAME]`).
 //!
-//! Called by the choke point for host calls, which has already checked that the plugin's grant
-//! names the transport. This module checks that every recipient is in the
-//! configuration, and that no text of the plugin can become a header of its own. A guest never
-//! sees an address book, a server or a password.
+//! Host calls of `mail` use it after they have checked that the plugin's grant names the transport.
+//! This module checks that every recipient is in the configuration, and that text of the plugin
+//! cannot create additional headers. A guest never sees address books, servers or passwords.
 
 mod compose;
 mod error;
@@ -47,22 +46,22 @@ enum Transport {
     Sendmail(Sendmail),
 }
 
-/// A message for a program that another process starts, and where its answer goes.
+/// A message for a program that another process starts, and the channel for its result.
 pub type Delegated = (ProgramMail, oneshot::Sender<Result<(), CapabilityError>>);
 
 /// Sends mail through the transports of a configuration.
 #[derive(Debug)]
 pub struct Mailer {
     transports: BTreeMap<String, config::Mail>,
-    /// Where maildirs without a setting are.
+    /// The directories of the installation, which contain the default maildir.
     dirs: Dirs,
-    /// This machine: the right side of Message-IDs, and of the default sender.
+    /// The host name of this machine, for Message-IDs and the default sender.
     host: String,
-    /// Takes the messages instead of the transports.
+    /// Records the messages instead of sending them.
     captured: Option<Mutex<Vec<Captured>>>,
-    /// Transports with their secrets read.
+    /// The transports whose secrets have been read.
     held: Mutex<BTreeMap<String, Transport>>,
-    /// Takes messages for programs, where this process may not start any.
+    /// Receives messages for programs, if this process may not start any.
     programs: OnceLock<UnboundedSender<Delegated>>,
 }
 
@@ -97,7 +96,7 @@ impl Service for Mailer {
 }
 
 impl Mailer {
-    /// A mailer for the transports of `config`. Opens nothing yet.
+    /// Creates a mailer for the transports of `config`. Opens no files and no connections.
     pub fn new(config: &Config, dirs: &Dirs) -> Self {
         let host = compose::host_name(&rustix::system::uname().nodename().to_string_lossy());
         Self {
@@ -110,13 +109,13 @@ impl Mailer {
         }
     }
 
-    /// A mailer that checks and composes like any other and keeps the messages in memory, for
+    /// Creates a mailer that checks and composes messages as usual but keeps them in memory, for
     /// `hookrun test`.
     pub fn capturing(config: &Config, dirs: &Dirs) -> Self {
         Self { captured: Some(Mutex::default()), ..Self::new(config, dirs) }
     }
 
-    /// What a capturing mailer has taken so far, in order.
+    /// Returns the messages that a capturing mailer has recorded, in order.
     pub fn captured(&self) -> Vec<Captured> {
         self.captured.as_ref().map_or_else(Vec::new, |taken| {
             taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -124,16 +123,16 @@ impl Mailer {
     }
 
     /// Sends `message` of `plugin` to `recipients` through `transport`, for the task `task` (an
-    /// event's id). Recipients that got the same message (by its identity) of the same task before
-    /// do not get it again.
+    /// event's id). A recipient that already got the same message (by its identity) of the same
+    /// task does not get it again.
     ///
-    /// The message counts as sent when the transport has taken responsibility for it: the server's
-    /// 250 after the data, an exit code of 0, or a file durable in the maildir.
+    /// The message counts as sent when the transport has accepted it: the server's reply 250 after
+    /// the data, the exit code 0, or a synced file in the maildir.
     ///
     /// # Errors
-    /// `denied` for a recipient that is not in the configuration, `invalid` for what cannot be a
-    /// message, `not-found` for an unknown transport, `transient`, `refused` or `permanent` from
-    /// the transport, or if it accepts none of the recipients that are left.
+    /// Returns `denied` for a recipient that is not in the configuration, `invalid` for an invalid
+    /// message, `not-found` for an unknown transport, and `transient`, `refused` or `permanent`
+    /// from the transport, or if it accepts none of the remaining recipients.
     pub async fn send(
         &self,
         plugin: &config::Plugin,
@@ -176,7 +175,7 @@ impl Mailer {
             Progress::of(&self.dirs.mail_progress(), task, &composed.message_id)
         };
         let transport_used = self.checked(transport, settings)?;
-        // A message whose recipients cannot be recorded would be sent again by every attempt.
+        // If the recipients could not be recorded, every attempt would send the message again.
         progress.claim().map_err(|error| {
             let directory = self.dirs.mail_progress();
             CapabilityError::refused(format!(
@@ -188,12 +187,12 @@ impl Mailer {
         let sent = self.deliver(plugin, transport, &transport_used, &composed, &mut progress).await;
         if let Err(error) = progress.save() {
             let directory = self.dirs.mail_progress();
-            tracing::warn!(directory = %directory.display(), %error, "cannot keep who has a mail");
+            tracing::warn!(directory = %directory.display(), %error, "cannot record the recipients that have a mail");
         }
         Ok(Sent { message_id: composed.message_id, refused: sent? })
     }
 
-    /// Delivers to all recipients without a verdict yet, and returns those that did not get it.
+    /// Delivers to all recipients without a result so far, and returns those that did not get it.
     async fn deliver(
         &self,
         plugin: &config::Plugin,
@@ -233,7 +232,7 @@ impl Mailer {
         let waiting = !later.is_empty();
         let refused: Vec<Refusal> = progress.refused().iter().cloned().chain(later).collect();
         let all = progress.delivered_count();
-        // Without a delivery of its own an attempt with recipients left has failed.
+        // An attempt that delivered to no recipient has failed if any are left.
         if all > delivered_before || (all > 0 && !waiting) {
             return Ok(refused);
         }
@@ -241,7 +240,7 @@ impl Mailer {
         let (kind, fix) = if waiting {
             (ErrorKind::Transient, "it will be tried again".to_owned())
         } else {
-            // Nothing is left to do, unless the task is retried by hand.
+            // Nothing is left to do unless the task is retried by hand.
             progress.forget_refused();
             let fix = format!(
                 "correct the recipients in `to` under [plugins.{}.config] or [mail.{name}]",
@@ -257,7 +256,7 @@ impl Mailer {
         Err(CapabilityError::new(kind, format!("mail transport `{name}`: {what}; {fix}")))
     }
 
-    /// Starts the program once for each recipient, so that each has a verdict of its own.
+    /// Starts the program once for each recipient, so that each recipient has its own result.
     async fn start_each(
         &self,
         plugin: &config::Plugin,
@@ -280,18 +279,18 @@ impl Mailer {
                 None => sendmail.send(&mail).await,
                 Some(programs) => {
                     let (answer, answered) = oneshot::channel();
-                    // If nothing takes it, `answer` is dropped here.
+                    // If there is no receiver, `answer` is dropped here.
                     let _sent = programs.send((mail, answer));
                     answered.await.unwrap_or_else(|_| {
                         Err(CapabilityError::transient(
-                            "the process that starts mail programs is gone; it is tried again",
+                            "the process that starts mail programs has ended; the mail will be retried",
                         ))
                     })
                 }
             };
             match started {
                 Ok(()) => progress.delivered(recipient),
-                // The others would fail in the same way, or there are no others.
+                // The other recipients would fail in the same way, or there is only one.
                 Err(error) if error.kind == ErrorKind::Refused || to.len() == 1 => {
                     return Err(error);
                 }
@@ -313,8 +312,8 @@ impl Mailer {
             .map_err(|(_, message)| CapabilityError::new(ErrorKind::Refused, message))
     }
 
-    /// Reads the secrets of a transport now and keeps them. A secret that cannot be read is
-    /// reported when the transport is used.
+    /// Reads and keeps the secrets of a transport now. A secret that cannot be read is reported
+    /// when the transport is used.
     pub fn hold(&self, name: &str) {
         let Some(settings) = self.transports.get(name) else { return };
         if let Ok(Transport::Smtp(smtp)) = checked_transport(name, settings, &self.dirs) {
@@ -329,7 +328,7 @@ impl Mailer {
     /// transports have no server.
     ///
     /// # Errors
-    /// As [`Mailer::send`].
+    /// Returns the errors of [`Mailer::send`].
     pub async fn log_in(&self, name: &str) -> Result<(), CapabilityError> {
         let Some(settings) = self.transports.get(name) else { return Ok(()) };
         match self.checked(name, settings)? {
@@ -338,16 +337,17 @@ impl Mailer {
         }
     }
 
-    /// Returns the messages for programs from now on: the caller has the programs started.
+    /// Returns the receiver of messages for programs. From now on the caller must have the programs
+    /// started.
     pub fn delegate(&self) -> UnboundedReceiver<Delegated> {
         let (programs, delegated) = mpsc::unbounded_channel();
-        // Set once, when a runner starts.
+        // It is set once, when a runner starts.
         let _first = self.programs.set(programs);
         delegated
     }
 
-    /// Returns what a transport needs of the operating system. A program is not part of it, because
-    /// a sandboxed process cannot start one.
+    /// Returns what a transport needs from the operating system. A program is not part of it,
+    /// because a sandboxed process cannot start one.
     pub fn needs_of(&self, name: &str) -> SandboxNeeds {
         let settings = self.transports.get(name).filter(|_| self.captured.is_none());
         match settings.map(|settings| checked_transport(name, settings, &self.dirs)) {
@@ -364,8 +364,8 @@ impl Mailer {
     /// Program, recipient and sender are checked again, because that process is not trusted.
     ///
     /// # Errors
-    /// `denied` for another recipient, `not-found` for a transport that is not a program, or what
-    /// the program says.
+    /// Returns `denied` for another recipient, `not-found` for a transport that is not a program,
+    /// or the error of the program.
     pub async fn send_for(
         &self,
         plugin: &config::Plugin,

@@ -1,9 +1,10 @@
-//! Records which recipients already have a message. A recipient with a temporary refusal is tried
-//! again with the next attempt of the task, and no recipient gets the message twice.
+//! Records which recipients already have a message. A recipient with a temporary refusal is retried
+//! with the next attempt of the task, and no recipient gets the message twice.
 //!
-//! One file for each message of a task, below `mail-progress/` of the state directory: JSON,
-//! written whole and renamed. It is kept beyond the task, because an attempt may fail after its
-//! message has been taken; files that are older than any task can be are removed.
+//! There is one JSON file for each message of a task, below `mail-progress/` of the state
+//! directory, which is written completely and renamed. It is kept longer than the task, because an
+//! attempt may fail after its message was accepted. Files that are older than any task can be are
+//! removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -16,15 +17,16 @@ use sha2::{Digest as _, Sha256};
 
 use super::Refusal;
 
-/// No task waits longer: `give-up-after` and what a plugin may ask for are a week each by default.
+/// Age after which a file is removed. Tasks do not wait that long: `give-up-after` and the delay
+/// that a plugin may request are a week each by default.
 const KEEP: Duration = Duration::from_hours(30 * 24);
-/// The largest file that is read: hundreds of recipients.
+/// Maximum size in bytes of a file that is read: enough for hundreds of recipients.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// Which recipients have one message of a task.
+/// The recipients that have one message of a task.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress {
-    /// Nowhere, for a message that has no identity.
+    /// The file. `None` for a message without an identity.
     path: Option<PathBuf>,
     seen: Seen,
     changed: bool,
@@ -33,15 +35,15 @@ pub(super) struct Progress {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 struct Seen {
-    /// Recipients that have it.
+    /// The recipients that have the message.
     delivered: Vec<String>,
-    /// Recipients that were refused for good.
+    /// The recipients that were refused permanently.
     refused: Vec<Refusal>,
 }
 
 impl Progress {
-    /// What is known of the message `message_id` of `task`. A file that cannot be read counts as
-    /// none.
+    /// Reads the progress of the message `message_id` of `task`. A file that cannot be read counts
+    /// as missing.
     pub(super) fn of(directory: &Path, task: &str, message_id: &str) -> Self {
         let digest = Sha256::new_with_prefix(task).chain_update([0]).chain_update(message_id);
         let path = directory.join(format!("{:.32x}.json", digest.finalize()));
@@ -51,47 +53,47 @@ impl Progress {
         Self { path: Some(path), seen, changed: false }
     }
 
-    /// Makes sure that what follows can be recorded, by recording what is known now.
+    /// Writes the current progress, to make sure that later progress can be recorded.
     pub(super) fn claim(&mut self) -> std::io::Result<()> {
         self.changed = true;
         self.save()
     }
 
-    /// Whether there is nothing more to do for this recipient.
+    /// Returns whether nothing more has to be done for this recipient.
     pub(super) fn is_settled(&self, recipient: &str) -> bool {
         self.seen.delivered.iter().any(|known| known == recipient)
             || self.seen.refused.iter().any(|known| known.recipient == recipient)
     }
 
-    /// How many have the message.
+    /// Returns how many recipients have the message.
     pub(super) fn delivered_count(&self) -> usize {
         self.seen.delivered.len()
     }
 
-    /// Those that were refused for good.
+    /// Returns the recipients that were refused permanently.
     pub(super) fn refused(&self) -> &[Refusal] {
         &self.seen.refused
     }
 
-    /// The recipient has it.
+    /// Records that the recipient has the message.
     pub(super) fn delivered(&mut self, recipient: &str) {
         self.seen.delivered.push(recipient.to_owned());
         self.changed = true;
     }
 
-    /// The recipient was refused for good.
+    /// Records that the recipient was refused permanently.
     pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.seen.refused.push(refusal);
         self.changed = true;
     }
 
-    /// Those that were refused for good may be tried again.
+    /// Forgets permanent refusals, so that these recipients may be tried again.
     pub(super) fn forget_refused(&mut self) {
         self.seen.refused.clear();
         self.changed = true;
     }
 
-    /// Makes it durable, and removes what is too old to matter.
+    /// Writes and syncs the file, and removes old files.
     pub(super) fn save(&mut self) -> std::io::Result<()> {
         let Some(path) = self.path.as_ref().filter(|_| self.changed) else { return Ok(()) };
         let directory = path.parent().unwrap_or(Path::new("/"));
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_delivered_is_known_to_the_next_attempt_of_that_task_only() {
+    fn a_delivery_is_known_to_later_attempts_of_the_same_task_only() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path().join("mail-progress");
         let mut progress = Progress::of(&directory, "task", "<one@host>");
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn old_files_are_removed_and_damaged_ones_count_as_none() {
+    fn old_files_are_removed_and_damaged_ones_count_as_missing() {
         let directory = tempfile::tempdir().unwrap();
         let old = directory.path().join("old.json");
         std::fs::write(&old, "{").unwrap();

@@ -1,7 +1,8 @@
-//! The recipients that a plugin may write to: addresses in the configuration, and no others. Pure.
+//! The recipients that a plugin may write to: the addresses in the configuration. This module is
+//! pure.
 //!
-//! Checked before a message is composed, and again by the process that starts a program for a
-//! sandboxed one, because it does not trust the latter.
+//! They are checked before a message is composed, and again by the process that starts a program
+//! for a sandboxed process, because it does not trust the latter.
 
 use lettre::Address;
 use lettre::message::Mailbox;
@@ -30,7 +31,7 @@ fn refuse<T>(text: &str, why: &str, fix: &str) -> Result<T, CapabilityError> {
     ))
 }
 
-/// An address, with or without a display name. A domain that is not ASCII is encoded.
+/// Parses an address with or without a display name. A domain that is not ASCII is encoded.
 pub(super) fn mailbox(text: &str) -> Result<Mailbox, CapabilityError> {
     let refuse = |why: &str| refuse(text, why, "write `user@host`");
     if text.chars().any(char::is_control) {
@@ -64,8 +65,8 @@ pub(super) fn mailbox(text: &str) -> Result<Mailbox, CapabilityError> {
     }
 }
 
-/// A recipient of a message that goes through a transport of this kind. Where mail is delivered on
-/// `host` itself, the name of a user is enough.
+/// Parses a recipient of a message that is sent through a transport of this kind. If mail is
+/// delivered on `host` itself, the name of a user is enough.
 pub(super) fn recipient(
     text: &str,
     transport: MailTransport,
@@ -79,7 +80,7 @@ pub(super) fn recipient(
     match transport {
         MailTransport::Smtp if is_user => refuse(
             text,
-            "it has no host, and a mail server elsewhere knows no users of this machine",
+            "it has no host, and a mail server on another machine does not know the users of this machine",
             "write `user@host`, or `transport = \"sendmail\"` for mail on this machine",
         ),
         MailTransport::Sendmail | MailTransport::Maildir if is_user => {
@@ -93,7 +94,8 @@ pub(super) fn recipient(
     }
 }
 
-/// The plugin's own recipients: the key `to` of its configuration, a string or a list of strings.
+/// Returns the plugin's own recipients: the key `to` of its configuration, a string or a list of
+/// strings.
 pub(super) fn own_recipients(plugin: &config::Plugin) -> Vec<&str> {
     match plugin.config.get("to") {
         Some(serde_json::Value::String(one)) => vec![one],
@@ -149,7 +151,8 @@ pub(super) fn allowed_recipients(
     Ok(recipients)
 }
 
-/// RFC 5321 section 2.4: the local part is case-sensitive, the domain is not.
+/// Returns whether two recipients are the same. RFC 5321 section 2.4: the local part is
+/// case-sensitive, the domain is not.
 fn same(a: &Recipient, b: &Recipient) -> bool {
     let (one, other) = (&a.mailbox.email, &b.mailbox.email);
     one.user() == other.user() && one.domain().eq_ignore_ascii_case(other.domain())

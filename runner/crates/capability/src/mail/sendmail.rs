@@ -1,5 +1,5 @@
-//! Mail through a program with the interface of `sendmail`, which every mail server for Unix brings
-//! along. It queues, so a message it took is on its way.
+//! Mail through a program with the interface of `sendmail`, which every mail server for Unix
+//! provides. It queues the message, so an accepted message counts as sent.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,9 +11,9 @@ use tokio::process::Command;
 use super::error::quoted;
 use crate::{CapabilityError, ErrorKind};
 
-/// Where the Filesystem Hierarchy Standard 3.0 (section 4.10) has it.
+/// The path that the Filesystem Hierarchy Standard 3.0 (section 4.10) defines.
 pub(super) const DEFAULT_PROGRAM: &str = "/usr/sbin/sendmail";
-/// It only has to queue the message; a program that needs longer hangs.
+/// Time limit of the program. It only has to queue the message; a program that takes longer hangs.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// sysexits.h: "temporary failure; user is invited to retry".
 const EX_TEMPFAIL: i32 = 75;
@@ -22,13 +22,13 @@ const EX_OSERR: i32 = 71;
 
 /// sysexits.h: "input/output error".
 const EX_IOERR: i32 = 74;
-/// sysexits.h: "service unavailable", as a client says it that cannot log in.
+/// sysexits.h: "service unavailable"; clients return it if they cannot log in.
 const EX_UNAVAILABLE: i32 = 69;
 /// sysexits.h: "permission denied".
 const EX_NOPERM: i32 = 77;
 /// sysexits.h: "configuration error".
 const EX_CONFIG: i32 = 78;
-/// A shell script whose own program cannot be started.
+/// The exit code of a shell script whose own program cannot be started.
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
@@ -58,7 +58,7 @@ impl Sendmail {
             Err(_) => Err(self.error(
                 ErrorKind::Transient,
                 &format!("did not end within {}", humantime::format_duration(TIMEOUT)),
-                "look into its log",
+                "check its log",
             )),
         }
     }
@@ -95,21 +95,21 @@ impl Sendmail {
         let stdin = child.stdin.take();
         let write = async move {
             if let Some(mut stdin) = stdin {
-                // A program that reads no further says why by its exit code.
+                // A program that stops reading gives the reason by its exit code.
                 let _ = stdin.write_all(mail.text.as_bytes()).await;
                 let _ = stdin.shutdown().await;
             }
         };
         let ((), output) = tokio::join!(write, child.wait_with_output());
         let output = output.map_err(|error| {
-            self.error(ErrorKind::Transient, &format!("was lost ({error})"), "look into its log")
+            self.error(ErrorKind::Transient, &format!("was lost ({error})"), "check its log")
         })?;
         if output.status.success() {
             return Ok(());
         }
         let said = quoted(&String::from_utf8_lossy(&output.stderr));
         let kind = match output.status.code() {
-            // Without a code it was killed by a signal.
+            // A process without an exit code was killed by a signal.
             None | Some(EX_TEMPFAIL | EX_OSERR | EX_IOERR) => ErrorKind::Transient,
             Some(EX_UNAVAILABLE | EX_NOPERM | EX_CONFIG | NOT_FOUND | NOT_EXECUTABLE) => {
                 ErrorKind::Refused

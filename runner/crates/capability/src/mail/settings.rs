@@ -1,4 +1,4 @@
-//! The settings of mail transports: their checks, and the transports made of them.
+//! The settings of mail transports: their checks, and the transports that are created from them.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,10 @@ use crate::Finding;
 use hookrun_config::{self as config, Config, KeyError, MailTransport};
 use hookrun_nix::dirs::Dirs;
 
-/// Checks every `[mail.NAME]` as far as that goes without opening a file or a socket.
+/// Checks every `[mail.NAME]` without opening files or sockets.
 ///
 /// # Errors
-/// The first transport that cannot work as it is written.
+/// Returns the first transport that cannot work as configured.
 pub fn check(config: &Config, dirs: &Dirs) -> Result<(), KeyError> {
     let host = compose::host_name("");
     for (name, settings) in &config.mail {
@@ -30,7 +30,7 @@ pub fn check(config: &Config, dirs: &Dirs) -> Result<(), KeyError> {
     for (name, plugin) in &config.plugins {
         let granted = || plugin.grant.mail.iter().filter_map(|name| config.mail.get(name));
         for to in own_recipients(plugin) {
-            // Which of the granted transports the plugin uses is not known here.
+            // It is not known here which of the granted transports the plugin uses.
             let mut refused = None;
             let reached = granted().any(|settings| {
                 refused = recipient(to, settings.transport, &host).err();
@@ -44,8 +44,8 @@ pub fn check(config: &Config, dirs: &Dirs) -> Result<(), KeyError> {
     Ok(())
 }
 
-/// The transports whose password goes over the network without encryption, which is accepted for a
-/// server on this machine only.
+/// Returns warnings for transports whose password is sent without encryption, which is accepted
+/// only for a server on this machine.
 pub(super) fn clear_text_passwords(config: &Config) -> Vec<KeyError> {
     let clear = |(name, settings): (&String, &config::Mail)| {
         let smtp = Smtp::new(name, settings).ok()?;
@@ -61,7 +61,7 @@ pub(super) fn clear_text_passwords(config: &Config) -> Vec<KeyError> {
     smtp.filter_map(clear).collect()
 }
 
-/// Checks that the files of transports can be opened. A check does not need the secrets in them.
+/// Checks that the files of transports can be opened. The check does not need their content.
 pub(super) fn readable_files(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, mail) in &config.mail {

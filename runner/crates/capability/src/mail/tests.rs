@@ -61,7 +61,7 @@ impl Scene {
     }
 }
 
-/// The boundary of the parts is random; everything else is not.
+/// Returns the text without the boundary of the parts, which is random.
 fn without_boundary(raw: &[u8]) -> String {
     let text = String::from_utf8(raw.to_vec()).unwrap().replace("\r\n", "\n");
     let boundary = text
@@ -74,7 +74,7 @@ fn without_boundary(raw: &[u8]) -> String {
 }
 
 #[test]
-fn a_composed_message() {
+fn a_message_is_composed_with_text_and_html_parts() {
     let from: Mailbox = "hookrun@example.org".parse().unwrap();
     let to = ["Ann <ann@example.org>", "root@localhost"]
         .map(|text| recipient(text, MailTransport::Smtp, "build1").unwrap());
@@ -111,7 +111,7 @@ fn message_ids_are_stable_and_thread() {
 }
 
 #[test]
-fn a_maildir_as_readers_expect_it() {
+fn a_delivery_creates_a_maildir_with_one_file_per_message() {
     let scene = scene(CONFIGURATION, false);
     let id = scene.send(&["builds@example.org"], &message()).unwrap();
     let another = Message { identity: "two".into(), ..message() };
@@ -137,7 +137,7 @@ fn a_maildir_as_readers_expect_it() {
 }
 
 #[test]
-fn a_maildir_that_cannot_be_written() {
+fn a_maildir_that_cannot_be_written_is_reported_with_the_fix() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let text = CONFIGURATION.replace(
         "[mail.default]",
@@ -153,7 +153,7 @@ fn a_maildir_that_cannot_be_written() {
 }
 
 #[test]
-fn recipients_stand_in_the_configuration() {
+fn only_recipients_in_the_configuration_are_accepted() {
     let scene = scene(CONFIGURATION, true);
     scene
         .send(&["ANN <ann@EXAMPLE.org>", "root@localhost", "ann@example.org"], &message())
@@ -179,7 +179,7 @@ fn recipients_stand_in_the_configuration() {
 }
 
 #[test]
-fn a_plugin_cannot_make_headers() {
+fn text_of_a_plugin_cannot_create_headers() {
     let scene = scene(CONFIGURATION, true);
     let refused = |change: &dyn Fn(&mut Message)| {
         let mut message = message();
@@ -206,7 +206,7 @@ fn a_plugin_cannot_make_headers() {
 }
 
 #[test]
-fn the_host_has_the_last_word_on_its_own_header() {
+fn the_host_overrides_its_own_header() {
     let scene = scene(CONFIGURATION, true);
     let mut message = message();
     message.headers = vec![("x-hookrun-plugin".into(), "another".into())];
@@ -219,7 +219,7 @@ fn the_host_has_the_last_word_on_its_own_header() {
 }
 
 #[test]
-fn settings_that_cannot_work() {
+fn contradictory_settings_are_refused_with_the_fix() {
     let errors: Vec<String> = [
         "transport = \"smtp\"",
         "transport = \"smtp\"\nurl = \"mail.example.org\"",
@@ -250,14 +250,14 @@ fn settings_that_cannot_work() {
 }
 
 #[test]
-fn the_embedded_configuration_can_mail() {
+fn the_embedded_configuration_has_valid_mail_settings() {
     let config = Config::parse(Path::new("hookrun.toml"), config::EMBEDDED).unwrap();
     described(&config).unwrap();
 }
 
 #[test]
 fn a_server_that_is_down_is_worth_a_retry() {
-    // A port that was free a moment ago.
+    // The port was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = CONFIGURATION.replace(
         "[mail.default]",
@@ -269,7 +269,7 @@ fn a_server_that_is_down_is_worth_a_retry() {
 }
 
 #[test]
-fn a_password_file_that_is_not_there() {
+fn a_missing_password_file_is_reported_with_the_fix() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("password").display().to_string();
     let text = CONFIGURATION.replace(
@@ -285,7 +285,7 @@ fn a_password_file_that_is_not_there() {
 }
 
 #[test]
-fn the_name_of_a_local_user_is_enough_where_mail_is_delivered_on_this_machine() {
+fn a_user_name_is_a_valid_recipient_of_local_delivery() {
     let (scene, directory) = sendmail_scene(0);
     let mut scene = scene;
     scene.plugin.config = serde_json::json!({ "to": ["root", "ann@example.org"] });
@@ -296,7 +296,7 @@ fn the_name_of_a_local_user_is_enough_where_mail_is_delivered_on_this_machine() 
     assert!(body.contains("To: root@build1\n"), "{body}");
 }
 
-/// The result of `check` for these recipients.
+/// Returns the result of `check` for these recipients.
 fn checked(transport: &str, to: &str) -> Result<(), String> {
     let text = format!(
         "[plugins.report]\nsource = \"bundled:email-on-nondeterminism\"\nconfig = {{ to = {to} }}\ngrant = {{ mail = [\"out\"] }}\n\
@@ -306,7 +306,7 @@ fn checked(transport: &str, to: &str) -> Result<(), String> {
     described(&config)
 }
 
-/// The check of a configuration, with its message as it is shown.
+/// Returns the result of checking a configuration, with its message as it is shown.
 fn described(config: &Config) -> Result<(), String> {
     let dirs = Dirs { config: "hookrun.toml".into(), state: "/state".into() };
     check(config, &dirs).map_err(|KeyError { keys, message }| {
@@ -316,7 +316,7 @@ fn described(config: &Config) -> Result<(), String> {
 }
 
 #[test]
-fn recipients_that_can_never_be_written_to_are_refused_by_check() {
+fn check_refuses_recipients_that_can_never_receive_mail() {
     const SMTP: &str = "transport = \"smtp\"\nurl = \"smtps://mail.example.org\"";
     const SENDMAIL: &str = "transport = \"sendmail\"";
     for to in ["\"root\"", "[\"ann@example.org\", \"build-admins\"]"] {
@@ -349,7 +349,7 @@ fn a_domain_that_is_not_ascii_is_encoded() {
 }
 
 proptest::proptest! {
-    /// Whatever a plugin writes, no line end of it is anything but CR LF, and there is no NUL.
+    /// For any text of a plugin, the body has no line end except CR LF, and no NUL.
     #[test]
     fn no_bare_line_end_in_a_message(text in "(?s:[\r\n\0.a\u{e4}]{0,60})", html in proptest::option::of("(?s:[\r\n\0.<a]{0,60})")) {
         let from: Mailbox = "hookrun@example.org".parse().unwrap();
@@ -363,7 +363,7 @@ proptest::proptest! {
 }
 
 proptest::proptest! {
-    /// Whatever a plugin hands over, the header section holds the headers it should and no other.
+    /// For any text of a plugin, the header section has the expected headers and no others.
     #[test]
     fn no_header_by_any_text(
         subject in "\\PC{0,80}|(?s:.{0,80})",

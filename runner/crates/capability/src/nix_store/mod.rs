@@ -1,10 +1,10 @@
 //! The `nix-store` interface: read access to Nix's database and the store, within the scope of the
 //! grant.
 //!
-//! A [`Backend`] answers; [`StoreScopeCheck`] decides whether a path is in scope, before any
-//! backend is asked about it. All of it blocks on files, so it runs on blocking threads. Paths are
-//! never opened by what a guest says alone: a store path has to be in scope, and what is below it
-//! is opened from its own descriptor without following a symlink ([`real`]).
+//! A [`Backend`] reads; [`StoreScopeCheck`] decides whether a path is in scope before the backend
+//! is asked about it. Reading files blocks, so it runs on blocking threads. A path from a guest is
+//! never opened as it is: a store path has to be in scope, and a path below it is opened from the
+//! store path's own descriptor without following symlinks ([`real`]).
 
 pub mod real;
 pub mod sample;
@@ -23,67 +23,67 @@ use hookrun_nix::event::NixDirs;
 use hookrun_nix::is_store_path;
 use hookrun_nix::nar::{Expected, Source};
 
-/// One valid path, opened for serialisation. The guest holds a handle to it; the bytes stay in the
-/// host.
+/// One valid path that was opened for serialisation. The guest has a handle to it; the bytes stay
+/// in the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nar {
-    /// Where the bytes come from.
+    /// The source of the bytes.
     pub source: Source,
-    /// What Nix's database says that they are.
+    /// The hash and size in Nix's database.
     pub expected: Expected,
 }
 
 /// One entry of a directory in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// File name; bytes that are not UTF-8 are shown as U+FFFD.
+    /// The file name. Bytes that are not UTF-8 are shown as U+FFFD.
     pub name: String,
     /// `regular`, `directory` or `symlink`.
     pub kind: &'static str,
-    /// Bytes, for regular files.
+    /// The size in bytes, for regular files.
     pub size: u64,
     /// Whether its owner may execute it.
     pub executable: bool,
-    /// For symlinks.
+    /// The target, for symlinks.
     pub target: Option<String>,
 }
 
-/// What [`Backend::each_info`] gives infos to.
+/// The function to which [`Backend::each_info`] passes infos.
 pub type TakeInfo<'a> = dyn FnMut(Option<PathInfo>) -> Result<(), CapabilityError> + 'a;
 
-/// What answers: the store of a Nix, or a made-up one. Every method may block.
+/// A readable store: that of a Nix, or an invented one for tests. Every method may block.
 pub trait Backend: std::fmt::Debug + Send + Sync {
-    /// Gives the infos of `paths` to `take`, one after another in their order; none for a path that
-    /// is not valid.
+    /// Passes the infos of `paths` to `take` one after another, in order, with `None` for a path
+    /// that is not valid.
     ///
     /// # Errors
-    /// The database cannot be read, or an error of `take`, which ends it.
+    /// Returns an error if the database cannot be read, or the first error of `take`.
     fn each_info(&self, paths: &[String], take: &mut TakeInfo<'_>) -> Result<(), CapabilityError>;
-    /// The paths of everything that `paths` reach, references before referrers.
+    /// Returns the closure of `paths`, references before referrers.
     ///
     /// # Errors
-    /// The database cannot be read.
+    /// Returns an error if the database cannot be read.
     fn closure(&self, paths: &[String]) -> Result<Vec<String>, CapabilityError>;
-    /// The derivation at `path`, if its file is within `budget`.
+    /// Returns the derivation at `path`, if its file is within `budget`.
     ///
     /// # Errors
-    /// It is not there or does not parse, or `limit`.
+    /// Returns an error if it does not exist or cannot be parsed, or `limit`.
     fn derivation(&self, path: &str, budget: &mut Budget) -> Result<Derivation, CapabilityError>;
-    /// The entries of the directory `relative` below the store path `path`, sorted by name, if
-    /// their names and targets are within `budget`.
+    /// Returns the entries of the directory `relative` below the store path `path`, sorted by name,
+    /// if their names and targets are within `budget`.
     ///
     /// # Errors
-    /// It is not there, or not a directory, or `limit`.
+    /// Returns an error if it does not exist or is not a directory, or `limit`.
     fn list_directory(
         &self,
         path: &str,
         relative: &str,
         budget: &mut Budget,
     ) -> Result<Vec<Entry>, CapabilityError>;
-    /// At most `length` bytes of the regular file `relative` below `path`, from `offset`.
+    /// Reads at most `length` bytes of the regular file `relative` below `path`, from `offset`.
     ///
     /// # Errors
-    /// It is not there, or no regular file.
+    /// Returns an error if it does not exist or is not a regular file.
     fn read_file(
         &self,
         path: &str,
@@ -91,11 +91,11 @@ pub trait Backend: std::fmt::Debug + Send + Sync {
         offset: u64,
         length: u64,
     ) -> Result<Vec<u8>, CapabilityError>;
-    /// Where the serialisation of `path` comes from.
+    /// Returns the source of the serialisation of `path`.
     fn nar_source(&self, path: &str) -> Source;
 }
 
-/// The stores of an installation: one for each Nix that calls, or a made-up one.
+/// The stores of an installation: one for each Nix that calls hooks, or an invented one for tests.
 #[derive(Debug)]
 pub struct NixStores {
     place: Place,
@@ -108,9 +108,9 @@ enum Place {
     Sample(Arc<sample::Sample>),
 }
 
-/// Closures kept for scope checks, so that a plugin that signs a thousand paths one by one does not
-/// cost a thousand closures. As many as tasks run at once, more or less; the oldest is forgotten by
-/// emptying the table.
+/// Maximum number of cached closures for scope checks, about as many as tasks run at once. A plugin
+/// that signs a thousand paths one by one does not read a thousand closures. The cache is emptied
+/// when it is full.
 const MAX_REACHES: usize = 64;
 
 impl Service for NixStores {
@@ -128,12 +128,12 @@ impl NixStores {
         Self { place: Place::Real, reaches: Mutex::default() }
     }
 
-    /// One made-up store, for `hookrun test`.
+    /// Creates one invented store, for `hookrun test`.
     pub fn sample() -> Self {
         Self { place: Place::Sample(Arc::new(sample::Sample::new())), reaches: Mutex::default() }
     }
 
-    /// The store of the Nix with these directories.
+    /// Returns the store of the Nix with these directories.
     pub fn at(&self, dirs: &NixDirs) -> Arc<dyn Backend> {
         match &self.place {
             Place::Real => Arc::new(real::Real::new(dirs.clone())),
@@ -154,7 +154,7 @@ impl NixStores {
     }
 }
 
-/// Which paths one run may ask about: its scope, the store behind it, and the words for a refusal.
+/// Checks which paths one run may access: its scope, the store, and the text of refusals.
 #[derive(Debug)]
 pub struct StoreScopeCheck {
     stores: Arc<NixStores>,
@@ -166,7 +166,7 @@ pub struct StoreScopeCheck {
 }
 
 impl StoreScopeCheck {
-    /// The reach of a run of `plugin` for the event that `scope` is of.
+    /// Creates the check for a run of `plugin` for the event with `scope`.
     pub fn new(stores: &Arc<NixStores>, plugin: &PluginContext, scope: &Scope) -> Self {
         Self {
             backend: stores.at(&scope.nix),
@@ -182,10 +182,11 @@ impl StoreScopeCheck {
         &*self.backend
     }
 
-    /// Refuses the first of `paths` that is not in scope.
+    /// Checks that all `paths` are in scope.
     ///
     /// # Errors
-    /// `invalid` for a string that is not a store path, `denied` for a path out of scope.
+    /// Returns `invalid` for a string that is not a store path, and `denied` for a path out of
+    /// scope.
     pub fn check(&self, paths: &[String]) -> Result<(), CapabilityError> {
         let store_dir = self.scope.nix.store.to_string_lossy();
         if let Some(odd) = paths.iter().find(|path| !is_store_path(&store_dir, path)) {
@@ -205,7 +206,7 @@ impl StoreScopeCheck {
         if self.stores.known_reach(&self.scope.paths).is_some_and(|reach| within(&reach)) {
             return Ok(());
         }
-        // Not known, or grown since: outputs may have become valid.
+        // The closure is not cached or has grown: outputs may have become valid.
         let closure = self.backend.closure(&self.scope.paths)?;
         let reach: HashSet<String> = closure.into_iter().collect();
         let refused = paths
@@ -217,26 +218,26 @@ impl StoreScopeCheck {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Refuses what needs more than the outputs.
+    /// Checks that all `paths` are in scope and that the whole closure is granted.
     ///
     /// # Errors
-    /// `denied` unless the whole closure is granted.
+    /// Returns `denied` unless the whole closure is granted.
     pub fn check_closure(&self, paths: &[String]) -> Result<(), CapabilityError> {
         self.check(paths)?;
         match (self.granted, paths.first()) {
             (StoreScope::Closure, _) | (_, None) => Ok(()),
             (_, Some(path)) => Err(CapabilityError::denied(format!(
-                "plugin `{}` may not ask what {path} reaches: it may read the event's outputs only; {}",
+                "plugin `{}` may not read the closure of {path}: its grant covers only the event's outputs; {}",
                 self.plugin,
                 self.fix()
             ))),
         }
     }
 
-    /// What the database says of `path`, which is in scope and valid.
+    /// Returns the info of `path`, which must be in scope and valid.
     ///
     /// # Errors
-    /// As [`StoreScopeCheck::each_valid`].
+    /// Returns the errors of [`StoreScopeCheck::each_valid`].
     pub fn valid(&self, path: &str) -> Result<PathInfo, CapabilityError> {
         let mut found = None;
         self.each_valid(&[path.to_owned()], |info| {
@@ -246,11 +247,12 @@ impl StoreScopeCheck {
         found.ok_or_else(|| not_valid(path))
     }
 
-    /// Gives what the database says of `paths`, all of which are in scope and valid, to `take`, one
-    /// after another in their order.
+    /// Passes the infos of `paths`, which must be in scope and valid, to `take` one after another,
+    /// in order.
     ///
     /// # Errors
-    /// As [`StoreScopeCheck::check`]; `not-found` for a path that is not valid; an error of `take`.
+    /// Returns the errors of [`StoreScopeCheck::check`], `not-found` for a path that is not valid,
+    /// and errors of `take`.
     pub fn each_valid(
         &self,
         paths: &[String],
@@ -269,7 +271,7 @@ impl StoreScopeCheck {
         CapabilityError::denied(match granted {
             StoreScope::Closure => {
                 format!(
-                    "plugin `{plugin}` may not read {path}: this event's derivation and outputs do not reach it"
+                    "plugin `{plugin}` may not read {path}: it is not in the closure of this event's derivation and outputs"
                 )
             }
             StoreScope::Outputs | StoreScope::None => {
@@ -296,8 +298,8 @@ fn not_valid(path: &str) -> CapabilityError {
     ))
 }
 
-/// What an answer that grows may still have of the bytes that one host call may move, so that no
-/// more is gathered than may cross.
+/// The number of bytes that a growing answer may still take of the limit of one host call, so that
+/// a host function never collects more than it may return.
 #[derive(Debug)]
 pub struct Budget {
     left: u64,
@@ -305,22 +307,22 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// That of the host call `call` of `plugin`.
+    /// Returns the budget of the host call `call` of `plugin`.
     pub fn new(plugin: &PluginContext, call: &str) -> Self {
         let Plugin { name, limits, .. } = &plugin.plugin;
         let most = limits.get(Limit::CallBytes);
         Self { left: most, refusal: Limit::CallBytes.reached_in(name, most, None, Some(call)) }
     }
 
-    /// At most `most` bytes, outside of a run.
+    /// Returns a budget of `most` bytes outside of a run.
     pub fn of(most: u64) -> Self {
         Self { left: most, refusal: format!("more than {most} bytes") }
     }
 
-    /// Takes `bytes`.
+    /// Takes `bytes` from the budget.
     ///
     /// # Errors
-    /// `limit`: there are not so many left.
+    /// Returns `limit` if less than `bytes` are left.
     pub fn take(&mut self, bytes: u64) -> Result<(), CapabilityError> {
         self.left = self
             .left
@@ -333,7 +335,7 @@ impl Budget {
 /// Runs `work`, which reads files, on a blocking thread.
 ///
 /// # Errors
-/// Those of `work`.
+/// Returns the errors of `work`.
 pub async fn blocking<R: Send + 'static>(
     work: impl FnOnce() -> Result<R, CapabilityError> + Send + 'static,
 ) -> Result<R, CapabilityError> {

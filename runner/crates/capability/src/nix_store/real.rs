@@ -7,14 +7,14 @@ use hookrun_nix::derivation::{Derivation, DerivationError, MAX_SIZE};
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::nar::Source;
 
-/// The store of one Nix. Holds nothing open: every call sees the database as it is.
+/// The store of one Nix. It keeps nothing open: every call reads the current state of the database.
 #[derive(Debug)]
 pub struct Real {
     dirs: NixDirs,
 }
 
 impl Real {
-    /// The store of the Nix with these directories.
+    /// Returns the store of the Nix with these directories.
     pub fn new(dirs: NixDirs) -> Self {
         Self { dirs }
     }
@@ -30,7 +30,7 @@ impl Backend for Real {
     }
 
     fn derivation(&self, path: &str, budget: &mut Budget) -> Result<Derivation, CapabilityError> {
-        // An error here has the same cause as the error of reading it.
+        // An error here has the same cause as the error of reading the file, which follows.
         budget.take(std::fs::metadata(self.dirs.real_path(path)).map_or(0, |found| found.len()))?;
         Ok(Derivation::read_in(&self.dirs, path, MAX_SIZE)?)
     }
@@ -63,7 +63,8 @@ impl From<DatabaseError> for CapabilityError {
     fn from(error: DatabaseError) -> Self {
         let message = error.to_string();
         match error {
-            // A Nix that comes back, a restored permission or a finished checkpoint cures these.
+            // These errors may pass: Nix may return, a permission may be restored, a checkpoint may
+            // finish.
             DatabaseError::Missing { .. }
             | DatabaseError::Open { .. }
             | DatabaseError::Query { .. } => Self::transient(message),

@@ -1,6 +1,6 @@
-//! A small made-up store for `hookrun test`: a library from a public cache (with that cache's
-//! signature, as far as form goes), a library of our own, and a program with two outputs. Its NARs
-//! are real, so that whatever is done with them can be checked.
+//! A small invented store for `hookrun test`: a library from a public cache (with a well-formed
+//! signature of that cache), a locally built library, and a program with two outputs. Its NARs are
+//! real, so that their hashes can be checked.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use hookrun_nix::derivation::{Derivation, DerivationOutput};
 use hookrun_nix::event::Output;
 use hookrun_nix::nar::{self, Source};
 
-/// Where the sample says its paths are, whatever Nix is on the machine.
+/// The store directory of the sample, independent of the Nix on the machine.
 pub const STORE_DIR: &str = "/nix/store";
 
 const DRV: &str = "/nix/store/2c3k0d1bfkvzvmr9b4xv0yqsxl1a6z4w-greet-2.12.drv";
@@ -22,13 +22,13 @@ const DEV: &str = "/nix/store/9kd0nwv3q8x1c5hrb7y2jfz6a4lgsmpi-greet-2.12-dev";
 const LIBRARY: &str = "/nix/store/4m6s9xq2hvw0ga1zy8cdrk3bpnj5l7fi-libgreet-1.2";
 const LIBC: &str = "/nix/store/1wl5hz9gsa3v7r0ncqxy8k2bdmj6fp4i-glibc-2.40-66";
 
-/// Of the form of a signature, and valid for nothing.
+/// A well-formed signature that is not valid.
 const PUBLIC_SIGNATURE: &str = "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
 
 /// 2025-01-01T00:00:00Z.
 const REGISTERED: u64 = 1_735_689_600;
 
-/// The made-up store.
+/// The invented store.
 #[derive(Debug)]
 pub struct Sample {
     paths: BTreeMap<&'static str, Valid>,
@@ -130,7 +130,7 @@ impl Sample {
         Self { paths: paths.collect() }
     }
 
-    /// The derivation and the outputs that a sample event is about.
+    /// Returns the derivation and the outputs of a sample event.
     pub fn built() -> (String, Vec<Output>) {
         let output =
             |name: &str, path: &str| Output { name: name.to_owned(), path: path.to_owned() };
@@ -157,8 +157,7 @@ impl Sample {
 impl Tree {
     fn nar(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // Neither writing to memory nor these trees can fail; an empty NAR would fail every check
-        // that follows.
+        // Writing these trees to memory cannot fail. An empty NAR would fail every later check.
         let encode = |bytes: &mut Vec<u8>| {
             let mut encoder = Encoder::new(bytes)?;
             self.encode(&mut encoder, None)?;
@@ -220,7 +219,7 @@ impl Backend for Sample {
     }
 
     fn closure(&self, paths: &[String]) -> Result<Vec<String>, CapabilityError> {
-        // The made-up graph, references first; few enough to look at each.
+        // The invented graph, references first.
         let order = [DRV, LIBC, LIBRARY, OUT, DEV];
         let mut reached: Vec<&str> = paths.iter().map(String::as_str).collect();
         for path in order.iter().rev() {

@@ -28,7 +28,7 @@ fn reach(granted: StoreScope, paths: &[&str]) -> StoreScopeCheck {
 }
 
 #[test]
-fn what_is_out_of_scope_is_refused_with_the_line_to_write() {
+fn a_path_out_of_scope_is_refused_with_the_line_to_write() {
     let (drv, outputs) = sample::Sample::built();
     let (dev, out) = (outputs[0].path.as_str(), outputs[1].path.as_str());
     let closure = sample::Sample::new().closure(&[out.to_owned()]).unwrap();
@@ -59,7 +59,7 @@ fn what_is_out_of_scope_is_refused_with_the_line_to_write() {
 }
 
 #[test]
-fn the_closure_needs_the_grant_of_it() {
+fn reading_the_closure_needs_its_grant() {
     let (drv, outputs) = sample::Sample::built();
     let out = outputs[1].path.clone();
     assert!(
@@ -70,7 +70,7 @@ fn the_closure_needs_the_grant_of_it() {
 }
 
 #[test]
-fn the_sample_is_a_store() {
+fn the_sample_store_is_consistent() {
     let sample = sample::Sample::new();
     let (_, outputs) = sample::Sample::built();
     let roots: Vec<String> = outputs.iter().map(|output| output.path.clone()).collect();
@@ -113,7 +113,7 @@ fn reads_stay_below_the_store_path() {
     for (target, link) in [("../secret", "up"), ("/etc/passwd", "away"), ("bin", "inner")] {
         std::os::unix::fs::symlink(target, path.join(link)).unwrap();
     }
-    // Must not be waited for or read: a FIFO without a writer, a socket.
+    // A FIFO without a writer and a socket must be neither waited for nor read.
     let fifo = std::process::Command::new("mkfifo").arg(path.join("bin/fifo")).status().unwrap();
     assert!(fifo.success());
     let _socket = std::os::unix::net::UnixListener::bind(path.join("bin/socket")).unwrap();
@@ -164,7 +164,7 @@ fn reads_stay_below_the_store_path() {
         .into_iter()
         .map(|entry| entry.name)
         .collect();
-    assert_eq!(names, ["tool"], "what Nix cannot have made is not shown");
+    assert_eq!(names, ["tool"], "files that Nix cannot have created are not shown");
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert_eq!(
@@ -173,8 +173,8 @@ fn reads_stay_below_the_store_path() {
     );
 }
 
-/// A store path, or a directory in it, that is exchanged for a link again and again while it is
-/// read: what comes is what is in the store path, or nothing.
+/// A store path, or a directory in it, is replaced by a symlink again and again while it is read. A
+/// read returns either content of the store path or nothing.
 #[test]
 fn a_link_swapped_in_leads_nowhere() {
     let dir = tempfile::tempdir().unwrap();
@@ -216,7 +216,7 @@ fn a_link_swapped_in_leads_nowhere() {
     });
 }
 
-/// A guest asks again and again for what it already has: no more is gathered than may cross.
+/// A guest requests the same data again and again. No more is collected than may be returned.
 #[test]
 fn an_answer_ends_where_its_budget_does() {
     let dir = tempfile::tempdir().unwrap();
@@ -242,9 +242,9 @@ fn an_answer_ends_where_its_budget_does() {
     assert!(taken < 1000, "{taken} infos were made");
 }
 
-/// Device files need root to make; `/dev` has some, and is a store directory as good as any.
+/// Creating device files needs root. `/dev` contains some and serves as a store directory here.
 #[test]
-fn devices_are_no_files() {
+fn device_files_are_refused() {
     for device in ["/dev/null", "/dev/zero", "/dev/tty"] {
         let error = tree::read(Path::new(device), "", 0, 10).unwrap_err();
         assert!(["invalid", "not-found"].contains(&error.kind.as_str()), "{device}: {error}");
@@ -256,7 +256,7 @@ fn devices_are_no_files() {
     }
 }
 
-/// Names that are not UTF-8 are shown with U+FFFD in lists, and are themselves in NARs.
+/// Names that are not UTF-8 are shown with U+FFFD in lists, and are unchanged in NARs.
 #[test]
 fn names_that_are_not_utf_8_stay_themselves_in_nars() {
     let dir = tempfile::tempdir().unwrap();
@@ -273,7 +273,7 @@ fn names_that_are_not_utf_8_stay_themselves_in_nars() {
     let mut nar = Vec::new();
     let expected = Expected { path: String::new(), nar_hash: String::new(), nar_size: 1 << 20 };
     let source = Source::Path(path);
-    // What it is not as the database says it is noticed at its end.
+    // A content that differs from the database is noticed at its end.
     hookrun_nix::nar::write(&source, &expected, hookrun_nix::nar::Compression::None, &mut nar)
         .unwrap_err();
     let holds = |bytes: &[u8]| nar.windows(bytes.len()).filter(|window| *window == bytes).count();
@@ -283,7 +283,7 @@ fn names_that_are_not_utf_8_stay_themselves_in_nars() {
 use std::os::unix::ffi::OsStringExt as _;
 
 proptest::proptest! {
-    /// Whatever a guest asks for below a store path, it is never what lies beside it.
+    /// No path that a guest gives below a store path reads a file beside the store path.
     #[test]
     fn any_relative_path(relative in "(\\.\\./|\\./|/|a/|l/|u/|\\PC){0,6}(secret|tool|up)?") {
         let dir = tempfile::tempdir().unwrap();

@@ -1,13 +1,12 @@
-//! Reads below one store path: beneath a descriptor of its store directory, never through a
-//! symlink.
+//! Reads below one store path: beneath a descriptor of its store directory, never through a symlink.
 //!
 //! The kernel resolves the whole path in one step that cannot leave the descriptor ([`openat2(2)`],
-//! Linux 5.6), so that a link put in place between a check and a use leads nowhere. Where `openat2`
-//! is missing, or a container's filter forbids it, the path is walked a component at a time with
-//! `O_NOFOLLOW`, which is as safe where no component is `..`.
+//! Linux 5.6), so that a symlink that is created between a check and a use has no effect. If
+//! `openat2` is missing, or a container's filter forbids it, the path is walked one component at a
+//! time with `O_NOFOLLOW`, which is equally safe if no component is `..`.
 //!
 //! Every opened file is then examined through its descriptor: only regular files are read and only
-//! directories listed, and nothing is waited for, so that a FIFO or a device is refused and cannot
+//! directories are listed. Opening never blocks, so that a FIFO or a device is refused and cannot
 //! hang a worker.
 //!
 //! [`openat2(2)`]: https://man7.org/linux/man-pages/man2/openat2.2.html
@@ -23,21 +22,21 @@ use rustix::io::Errno;
 use super::{Budget, Entry};
 use crate::CapabilityError;
 
-/// The most entries of one directory. The largest of Nixpkgs have some ten thousand.
+/// Maximum number of entries of one directory. The largest ones of Nixpkgs have about ten thousand.
 const MAX_ENTRIES: usize = 100_000;
 
-/// What opening something in the store needs: it is read, never created, never waited for (a FIFO),
-/// never left behind in a child.
+/// Flags for opening files in the store: read only, never create, never block (a FIFO), never leak
+/// into a child process.
 const FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY)
     .union(OFlags::CLOEXEC);
 
-/// The components of a path that a guest gave: relative, and without `.` and `..`.
+/// Returns the components of a path from a guest, which must be relative and without `.` and `..`.
 ///
 /// # Errors
-/// `invalid` for any other.
+/// Returns `invalid` for any other path.
 pub(super) fn components(relative: &str) -> Result<Vec<&str>, CapabilityError> {
     if relative.is_empty() {
         return Ok(Vec::new());
@@ -55,7 +54,7 @@ pub(super) fn components(relative: &str) -> Result<Vec<&str>, CapabilityError> {
     Ok(components)
 }
 
-/// Opens `relative` below `path`, as `kind` if that is more than [`FLAGS`].
+/// Opens `relative` below `path`, with the flags of `kind` in addition to [`FLAGS`].
 fn open(path: &Path, relative: &str, kind: OFlags) -> Result<OwnedFd, CapabilityError> {
     let below = components(relative)?;
     let shown = shown(path, relative);
@@ -67,12 +66,12 @@ fn open(path: &Path, relative: &str, kind: OFlags) -> Result<OwnedFd, Capability
             CapabilityError::not_found(format!("{shown} does not exist"))
         }
         Errno::LOOP => CapabilityError::invalid(format!(
-            "{shown} is or passes a symlink, and none is followed; read its target"
+            "{shown} is a symlink or leads through one, and symlinks are not followed; read the target"
         )),
         Errno::NAMETOOLONG => {
             CapabilityError::invalid(format!("{shown} is longer than a path may be"))
         }
-        // The error of `open` on a socket.
+        // `open` returns this error for a socket.
         Errno::NXIO => neither(&shown),
         errno => CapabilityError::transient(format!("{shown} cannot be opened ({errno})")),
     };
@@ -87,26 +86,26 @@ fn open(path: &Path, relative: &str, kind: OFlags) -> Result<OwnedFd, Capability
     beneath(store.map_err(failed)?.as_fd(), &components, FLAGS | kind).map_err(failed)
 }
 
-/// Opens what `components` name below `directory`.
+/// Opens `components` below `directory`.
 fn beneath(
     directory: BorrowedFd<'_>,
     components: &[&str],
     flags: OFlags,
 ) -> Result<OwnedFd, Errno> {
-    // Without O_NOFOLLOW, which would let O_DIRECTORY have the first word about a symlink;
-    // RESOLVE_NO_SYMLINKS says it for all components.
+    // With O_NOFOLLOW, O_DIRECTORY would take precedence for a symlink. RESOLVE_NO_SYMLINKS covers
+    // all components.
     let kernel = flags - OFlags::NOFOLLOW;
     match descriptor::open_beneath(directory, &components.join("/"), kernel) {
-        // Linux before 5.6; a filter that does not know it (containers answer EPERM).
+        // The kernel is older than Linux 5.6, or a container's filter does not know the call
+        // (EPERM).
         Err(Errno::NOSYS | Errno::PERM) => walk(directory, components, flags),
-        // A component that leads out of the store directory can only be a link that was not there
-        // before.
+        // Only a symlink that was created meanwhile can lead out of the store directory.
         Err(Errno::XDEV) => Err(Errno::LOOP),
         result => result,
     }
 }
 
-/// As [`beneath`], a component at a time.
+/// Opens like [`beneath`], one component at a time.
 fn walk(directory: BorrowedFd<'_>, components: &[&str], flags: OFlags) -> Result<OwnedFd, Errno> {
     let Some((last, above)) = components.split_last() else { return Err(Errno::INVAL) };
     let mut here: Option<OwnedFd> = None;
@@ -118,7 +117,7 @@ fn walk(directory: BorrowedFd<'_>, components: &[&str], flags: OFlags) -> Result
             step,
             Mode::empty(),
         )?;
-        // With O_PATH a symlink is opened itself instead of being refused.
+        // O_PATH opens a symlink itself instead of refusing it.
         if FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) == FileType::Symlink {
             return Err(Errno::LOOP);
         }
@@ -126,7 +125,7 @@ fn walk(directory: BorrowedFd<'_>, components: &[&str], flags: OFlags) -> Result
     }
     let here = here.as_ref().map_or(directory, AsFd::as_fd);
     match rustix::fs::openat(here, *last, flags, Mode::empty()) {
-        // O_DIRECTORY is asked before O_NOFOLLOW.
+        // The kernel checks O_DIRECTORY before O_NOFOLLOW.
         Err(Errno::NOTDIR) if is_symlink(here, last) => Err(Errno::LOOP),
         result => result,
     }
@@ -139,7 +138,7 @@ fn is_symlink(directory: BorrowedFd<'_>, name: &str) -> bool {
 
 fn neither(shown: &str) -> CapabilityError {
     CapabilityError::invalid(format!(
-        "{shown} is neither a regular file nor a directory, and Nix puts nothing else into its store; see who did"
+        "{shown} is neither a regular file nor a directory, which Nix does not create in its store; find out which program created it"
     ))
 }
 
@@ -151,11 +150,11 @@ fn shown(path: &Path, relative: &str) -> String {
     }
 }
 
-/// The entries of a directory, sorted by name.
+/// Returns the entries of a directory, sorted by name.
 ///
 /// # Errors
-/// `not-found`, `invalid` for what is not a directory, `limit` for a directory of more than
-/// [`MAX_ENTRIES`] or one that is not within `budget`.
+/// Returns `not-found`, `invalid` if it is not a directory, and `limit` for a directory of more
+/// than [`MAX_ENTRIES`] or one that exceeds `budget`.
 pub(super) fn list(
     path: &Path,
     relative: &str,
@@ -187,7 +186,7 @@ pub(super) fn list(
                     rustix::fs::readlinkat(&directory, name, Vec::new()).map_err(failed)?;
                 ("symlink", Some(target.to_string_lossy().into_owned()))
             }
-            // Nix puts nothing else into its store.
+            // Nix creates no other kinds of files in its store.
             _ => continue,
         };
         let regular = kind == "regular";
@@ -198,7 +197,7 @@ pub(super) fn list(
             name,
             kind,
             size: if regular { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 },
-            // As Nix tells it when it makes a NAR: the owner's bit.
+            // Nix uses the owner's bit when it creates a NAR.
             executable: regular && stat.st_mode & 0o100 != 0,
             target,
         });
@@ -207,11 +206,11 @@ pub(super) fn list(
     Ok(entries)
 }
 
-/// At most `length` bytes of a regular file from `offset`. Memory is that of what is there, not of
-/// what was asked.
+/// Reads at most `length` bytes of a regular file from `offset`. The memory in use depends on the
+/// size of the file, not on the requested length.
 ///
 /// # Errors
-/// `not-found`, or `invalid` for anything but a regular file.
+/// Returns `not-found`, or `invalid` for anything but a regular file.
 pub(super) fn read(
     path: &Path,
     relative: &str,

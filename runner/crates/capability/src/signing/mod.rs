@@ -1,9 +1,9 @@
 //! The `signing` interface: Ed25519 signatures of store paths by the keys that `[signing-keys]`
 //! names.
 //!
-//! The text that is signed is made here from Nix's database, never from what a guest says. A key is
-//! read when it is first used, kept until its file changes, wiped from memory after, and never
-//! leaves this file.
+//! The signed text is created here from Nix's database, never from data of a guest. A key is read
+//! when it is first used, kept until its file changes, then wiped from memory, and never leaves
+//! this file.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -24,9 +24,9 @@ use hookrun_config::{Config, Grant, KeyError};
 use hookrun_nix::database::PathInfo;
 use hookrun_nix::dirs::Dirs;
 
-/// A key file is a name and 88 characters of base64.
+/// Maximum size of a key file in bytes. It contains a name and 88 characters of base64.
 const MAX_FILE: u64 = 4 << 10;
-/// Seed and public key (Nix `libutil/signature/local-keys.cc`, libsodium's
+/// Length of a seed and its public key (Nix `libutil/signature/local-keys.cc`, libsodium's
 /// `crypto_sign_SECRETKEYBYTES`).
 const SECRET_KEY_LENGTH: usize = 64;
 
@@ -41,11 +41,13 @@ pub struct SigningKeys {
 #[derive(Debug, Clone)]
 struct Loaded {
     key: Arc<ed25519_dalek::SigningKey>,
-    /// None: held for good, because the file cannot be looked at any more.
+    /// The stamp of the file. `None` if the key is kept forever, because the file cannot be read
+    /// any more.
     stamp: Option<Stamp>,
 }
 
-/// Tells a file from what it was: device, inode, size, seconds and nanoseconds of the last change.
+/// Identifies the content of a file: device, inode, size, seconds and nanoseconds of the last
+/// change.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Service for SigningKeys {
@@ -74,7 +76,7 @@ impl Service for SigningKeys {
 }
 
 impl SigningKeys {
-    /// The keys that the configuration names. Reads none.
+    /// Creates the keys that the configuration names. Reads no files.
     pub fn new(config: &Config) -> Self {
         let files = config
             .signing_keys
@@ -84,16 +86,17 @@ impl SigningKeys {
         Self { files, throwaway: false, loaded: Mutex::default() }
     }
 
-    /// Keys of the same names that are worth nothing, made from their names: for `hookrun test`,
-    /// whose results repeat.
+    /// Creates worthless keys of the same names, derived from the names, for `hookrun test`, whose
+    /// results must repeat.
     pub fn throwaway(config: &Config) -> Self {
         Self { throwaway: true, ..Self::new(config) }
     }
 
-    /// The signature of a path's fingerprint by the key `name`, `name:base64`.
+    /// Returns the signature of a path's fingerprint by the key `name`, as `name:base64`.
     ///
     /// # Errors
-    /// `refused` if the key cannot be used, `permanent` if the database's words are odd.
+    /// Returns `refused` if the key cannot be used, and `permanent` if the database's entry is
+    /// malformed.
     pub fn sign(
         &self,
         name: &str,
@@ -105,10 +108,10 @@ impl SigningKeys {
         Ok(format!("{name}:{}", BASE64.encode(key.sign(text.as_bytes()).to_bytes())))
     }
 
-    /// The public half, `name:base64`.
+    /// Returns the public key, as `name:base64`.
     ///
     /// # Errors
-    /// `refused` if the key cannot be used.
+    /// Returns `refused` if the key cannot be used.
     pub fn public_key(&self, name: &str) -> Result<String, CapabilityError> {
         let key = self.key(name)?;
         Ok(format!("{name}:{}", BASE64.encode(key.verifying_key().as_bytes())))
@@ -139,11 +142,11 @@ impl SigningKeys {
         Ok(key)
     }
 
-    /// Reads the key `name` now and keeps it: this process is about to lose the right to read its
-    /// file.
+    /// Reads and keeps the key `name` now, because this process is about to lose the right to read
+    /// its file.
     ///
     /// # Errors
-    /// `refused` if the key cannot be used.
+    /// Returns `refused` if the key cannot be used.
     pub fn hold(&self, name: &str) -> Result<(), CapabilityError> {
         self.key(name)?;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +167,7 @@ fn unreadable(name: &str, file: &Path, error: &std::io::Error) -> CapabilityErro
         name,
         file,
         &format!(
-            "cannot be read ({error}); it must be there and readable for uid {uid}, which runs the plugins, and for nobody else"
+            "cannot be read ({error}); it must exist and be readable only for uid {uid}, which runs the plugins"
         ),
     )
 }
@@ -176,14 +179,14 @@ fn stamp(name: &str, file: &Path) -> Result<Stamp, CapabilityError> {
 
 fn read(name: &str, file: &Path) -> Result<ed25519_dalek::SigningKey, CapabilityError> {
     let io = |error: std::io::Error| unreadable(name, file, &error);
-    // All of it at once: a buffer that grows leaves copies behind.
+    // Allocate all of it at once, because a buffer that grows leaves copies in memory.
     let mut text =
         Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_FILE).unwrap_or_default() + 1));
     std::fs::File::open(file).map_err(io)?.take(MAX_FILE).read_to_end(&mut text).map_err(io)?;
     parse(name, &text).map_err(|what| wrong(name, file, &what))
 }
 
-/// The key in the text of a key file, `name:base64`. What is wrong is said without a byte of it.
+/// Parses the text of a key file, `name:base64`. Error messages do not contain any part of it.
 fn parse(name: &str, text: &[u8]) -> Result<ed25519_dalek::SigningKey, String> {
     let form = || "is not a Nix signing key; make one with `nix-store --generate-binary-cache-key NAME secret-file public-file`";
     let text = std::str::from_utf8(text).map_err(|_| form())?.trim();
@@ -200,7 +203,7 @@ fn parse(name: &str, text: &[u8]) -> Result<ed25519_dalek::SigningKey, String> {
         "holds a secret and a public half that do not belong together; make a new pair".to_owned()
     })?;
     if found != name {
-        // The name of a key is not secret: every signature contains it.
+        // The name of a key is not secret, because every signature contains it.
         let found = found.escape_debug();
         return Err(format!(
             "holds the key `{found}`; write its table as [signing-keys.\"{found}\"], and grant that name"
@@ -209,7 +212,7 @@ fn parse(name: &str, text: &[u8]) -> Result<ed25519_dalek::SigningKey, String> {
     Ok(key)
 }
 
-/// The text that is signed (Nix `ValidPathInfo::fingerprint`):
+/// Returns the signed text (Nix `ValidPathInfo::fingerprint`):
 /// `1;path;sha256:base32;size;reference,reference`.
 fn fingerprint(store_dir: &str, info: &PathInfo) -> Result<String, CapabilityError> {
     let odd = |what: String| {

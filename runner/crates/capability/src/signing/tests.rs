@@ -1,7 +1,7 @@
 use super::*;
 
-/// Made by `nix-store --generate-binary-cache-key cache.example.org-1` (Nix 2.8.0) for this test;
-/// trusted by nobody.
+/// Created by `nix-store --generate-binary-cache-key cache.example.org-1` (Nix 2.8.0) for this
+/// test, and trusted nowhere.
 const SECRET: &str = "cache.example.org-1:iyswr8cIS3EpkZsECLhHODIkK86bhfo1CwVCKR9fzg3bZzuvkw9+3GJk1axHUSOoVUAG6TNy19As8aQG8ujdTA==";
 const PUBLIC: &str = "cache.example.org-1:22c7r5MPftxiZNWsR1EjqFVABukzctfQLPGkBvLo3Uw=";
 
@@ -19,7 +19,7 @@ fn info() -> PathInfo {
         path: "/srv/exp/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0".into(),
         nar_hash: "sha256:11hap619k9yv29jfxdq44d7fxwks93qsw8w8iwbgdjwxni9zsxlj".into(),
         nar_size: 120,
-        // Nix's order of references is that of the paths.
+        // Nix sorts references by path.
         references: vec![
             "/srv/exp/store/p723wxdipj0l4izmjkpnq3l02yh5s5zz-a-1.0".into(),
             "/srv/exp/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev".into(),
@@ -33,7 +33,7 @@ fn info() -> PathInfo {
 }
 
 #[test]
-fn the_text_is_nixs_and_the_signature_holds() {
+fn the_signed_text_is_that_of_nix_and_the_signature_is_valid() {
     let text = fingerprint("/srv/exp/store", &info()).unwrap();
     assert_eq!(
         text,
@@ -50,7 +50,7 @@ fn the_text_is_nixs_and_the_signature_holds() {
 }
 
 #[test]
-fn paths_that_cannot_be_signed() {
+fn malformed_paths_are_not_signed() {
     let (_dir, keys) = keys(SECRET);
     let sign = |info: &PathInfo| {
         keys.sign("cache.example.org-1", "/srv/exp/store", info).unwrap_err().to_string()
@@ -66,7 +66,7 @@ fn paths_that_cannot_be_signed() {
 }
 
 #[test]
-fn key_files_that_cannot_be_used() {
+fn unusable_key_files_are_reported_without_the_secret() {
     let message = |text: &str| {
         let (dir, keys) = keys(text);
         let error = keys.public_key("cache.example.org-1").unwrap_err().to_string();

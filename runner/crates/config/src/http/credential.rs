@@ -1,5 +1,5 @@
-//! `[http-credentials.NAME]`: what the host puts into a request whose grant names it. Secrets are
-//! named by file.
+//! `[http-credentials.NAME]`: the credential that the host adds to a request whose grant names it.
+//! Secrets are named by their files.
 
 use std::path::PathBuf;
 
@@ -35,9 +35,9 @@ pub enum HttpCredential {
         secret_key_file: PathBuf,
         /// A file with a session token.
         session_token_file: Option<PathBuf>,
-        /// Such as `eu-west-1`.
+        /// The region, such as `eu-west-1`.
         region: String,
-        /// Such as `execute-api`.
+        /// The service, such as `execute-api`.
         service: String,
     },
 }
@@ -52,7 +52,7 @@ impl HttpCredential {
         }
     }
 
-    /// The files it is read from, each with its key.
+    /// Returns the files that it is read from, each with its key.
     pub fn files(&self) -> Vec<(&'static str, &PathBuf)> {
         match self {
             Self::Bearer { token_file } => vec![("token-file", token_file)],
@@ -75,7 +75,7 @@ impl HttpCredential {
         }
     }
 
-    /// The same files, to change their names.
+    /// Returns the same files so that their paths can be changed.
     pub(crate) fn files_mut(&mut self) -> Vec<&mut PathBuf> {
         match self {
             Self::Bearer { token_file } => vec![token_file],
@@ -112,7 +112,8 @@ impl Kind {
     }
 }
 
-/// The table as written: all keys of all kinds. An enum with a tag would lose the lines of keys.
+/// The table as written, with all keys of all kinds. An enum with a tag would lose the lines of the
+/// keys.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct CredentialTable {
@@ -181,7 +182,7 @@ impl CredentialTable {
             },
             Kind::Basic => {
                 let username = username.ok_or_else(|| missing("username", "NAME"))?;
-                // RFC 7617 section 2: the first colon ends the user.
+                // RFC 7617 section 2: the first colon ends the user name.
                 if username.contains(':') || username.chars().any(char::is_control) {
                     return Err(KeyError::new(
                         &["username"],
@@ -228,8 +229,8 @@ impl CredentialTable {
     }
 }
 
-/// Headers that frame or route a message (RFC 9110 sections 7 and 8.6, RFC 9112); a credential is
-/// none of them.
+/// Headers that frame or route a message (RFC 9110 sections 7 and 8.6, RFC 9112). A credential
+/// cannot set them.
 const RESERVED: [&str; 8] = [
     "connection",
     "content-length",

@@ -1,8 +1,8 @@
-//! `http` of a grant and `[http-credentials.NAME]`: where a plugin may send requests, and what the
-//! host puts into them.
+//! `http` of a grant and `[http-credentials.NAME]`: where a plugin may send requests, and which
+//! credentials the host adds to them.
 //!
-//! Pure: whether a request is covered is decided here, from values alone. Files are named, not
-//! opened; names are not looked up.
+//! This module is pure: it decides from values alone whether a request is covered. It does not open
+//! files or look up names.
 
 mod credential;
 pub mod url;
@@ -23,17 +23,17 @@ pub use url::{Flaw, Host, Place, Scheme};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(remote = "Self", rename_all = "kebab-case", deny_unknown_fields)]
 pub struct HttpGrant {
-    /// Where requests may go. `None` is everywhere: only `hookrun test` of a plugin that is in no
-    /// configuration grants that. The key is required.
+    /// The place to which requests may be sent. The key is required. `None` means everywhere, which
+    /// only `hookrun test` grants to a plugin that is in no configuration.
     #[serde(rename = "url", deserialize_with = "required_place")]
     pub place: Option<Place>,
     /// Request methods, as they are sent.
     #[serde(default = "default_methods", deserialize_with = "methods")]
     pub methods: Vec<String>,
-    /// Networks that are reached although they are not public.
+    /// Networks that may be reached although they are not public.
     #[serde(default, deserialize_with = "networks")]
     pub address: Vec<IpNet>,
-    /// A file with the certificate authorities to trust instead of the system's.
+    /// A file with certificate authorities that are trusted instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// A name of `[http-credentials]`.
     pub credential: Option<String>,
@@ -49,14 +49,15 @@ impl fmt::Display for HttpGrant {
     }
 }
 
-/// What is allowed where `methods` is not written: what changes nothing (RFC 9110 section 9.2.1).
+/// The methods that are allowed if `methods` is not set: those that change nothing (RFC 9110
+/// section 9.2.1).
 const DEFAULT_METHODS: [&str; 2] = ["GET", "HEAD"];
 
-/// Methods that cannot be granted: they turn the connection into something other than a request
-/// (CONNECT), or return the request with what the host put into it (TRACE, RFC 9110 section 9.3.8).
+/// Methods that cannot be granted: CONNECT turns the connection into a tunnel, and TRACE returns
+/// the request with the host's credential (RFC 9110 section 9.3.8).
 const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
 
-/// What one request asks for.
+/// The method and the place of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpTarget {
     /// The method, as it is sent.
@@ -70,23 +71,23 @@ impl fmt::Display for HttpTarget {
     }
 }
 
-/// Why no grant covers a request.
+/// The reason why no grant covers a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpMiss {
-    /// No grant for the place.
+    /// No grant covers the place.
     Place(HttpTarget),
-    /// A grant for the place, without the method.
+    /// A grant covers the place but not the method.
     Method {
         target: HttpTarget,
-        /// The place of the grant that is nearest.
+        /// The place of the nearest grant.
         grant: Place,
         methods: Vec<String>,
     },
 }
 
 impl HttpGrant {
-    /// Everything, for `hookrun test` of a plugin that is in no configuration; nothing is sent
-    /// there.
+    /// Returns a grant of everything, for `hookrun test` of a plugin that is in no configuration.
+    /// Such requests are not sent.
     pub fn everything() -> Self {
         Self {
             place: None,
@@ -110,17 +111,17 @@ impl HttpGrant {
     }
 }
 
-/// The grant that covers `target`: of several the one with the longest path, as that one says most
-/// about it.
+/// Returns the grant that covers `target`. If there are several, it is the one with the longest
+/// path, which is the most specific.
 ///
 /// # Errors
-/// None does.
+/// Returns an error if no grant covers it.
 pub fn granting<'a>(
     grants: &'a [HttpGrant],
     target: &HttpTarget,
 ) -> Result<&'a HttpGrant, Box<HttpMiss>> {
     let covering = || grants.iter().filter(|grant| grant.covers(&target.place));
-    // `max_by_key` gives the last of equals; the first one written is to count.
+    // `max_by_key` returns the last of equal elements, but the first one should count.
     let narrowest = |grants: &mut dyn DoubleEndedIterator<Item = &'a HttpGrant>| {
         grants.rev().max_by_key(|grant| grant.depth())
     };
@@ -179,12 +180,13 @@ impl HttpMiss {
     }
 }
 
-/// The TCP ports that these grants need, for a wall that lets out connections to named ports only.
+/// Returns the TCP ports that these grants need, for a sandbox that allows connections to named
+/// ports only.
 pub fn ports(grants: &[HttpGrant]) -> BTreeSet<u16> {
     grants.iter().filter_map(|grant| Some(grant.place.as_ref()?.port)).collect()
 }
 
-/// Checks what the keys mean together.
+/// Checks the keys in combination.
 impl<'de> Deserialize<'de> for HttpGrant {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let grant = Self::deserialize(deserializer)?;
@@ -241,7 +243,8 @@ impl<'de> Deserialize<'de> for Place {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).map_err(|flaw| {
-            // Never quoted with its user information: repeating a password would spread it.
+            // The URL is never quoted with its user information, because that could show a
+            // password.
             let shown =
                 if flaw == Flaw::UserInformation { String::new() } else { format!(" `{text}`") };
             D::Error::custom(format!("the url{shown} {flaw}"))
@@ -249,7 +252,7 @@ impl<'de> Deserialize<'de> for Place {
     }
 }
 
-/// An element of `methods`, which is checked where its line is known.
+/// An element of `methods`. It is checked here, where its line is known.
 struct Method(String);
 
 impl<'de> Deserialize<'de> for Method {

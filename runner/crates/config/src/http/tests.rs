@@ -46,7 +46,7 @@ fn the_grant_with_the_longest_path_applies() {
     let credential =
         |url: &str| granting(&grants, &target("GET", url)).unwrap().credential.clone().unwrap();
     assert_eq!(credential("https://h/y"), "a");
-    assert_eq!(credential("https://h/x/y"), "b", "of equals the first");
+    assert_eq!(credential("https://h/x/y"), "b", "the first of several equal ones");
     assert_eq!(credential("https://h/x"), "c");
 }
 

@@ -1,14 +1,15 @@
-//! Where an HTTP request goes: scheme, host, port and path, parsed so strictly that two programs
-//! cannot read them in two ways.
+//! The destination of an HTTP request: scheme, host, port and path, parsed so strictly that two
+//! programs cannot interpret them in different ways.
 //!
 //! Grants and requests are parsed by the same functions, so that comparing the results is enough.
-//! What other parsers forgive is refused here: user information, addresses in odd forms, a trailing
-//! dot, names beyond ASCII, dot segments and encoded separators. Pure: nothing is looked up.
+//! This parser refuses what other parsers accept: user information, addresses in unusual forms, a
+//! trailing dot, names that are not ASCII, dot segments and encoded separators. This module is
+//! pure: it looks up no names.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The schemes there are.
+/// The supported schemes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     /// Plain text.
@@ -18,12 +19,12 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The scheme called `word`.
+    /// Parses a scheme.
     ///
     /// # Errors
-    /// There is no such scheme here.
+    /// Returns an error if the scheme is not supported.
     pub fn parse(word: &str) -> Result<Self, Flaw> {
-        // RFC 3986 section 3.1: case-insensitive.
+        // RFC 3986 section 3.1: schemes are case-insensitive.
         if word.eq_ignore_ascii_case("https") {
             Ok(Self::Https)
         } else if word.eq_ignore_ascii_case("http") {
@@ -40,7 +41,7 @@ impl Scheme {
         }
     }
 
-    /// Its port where none is written.
+    /// Returns the port that is used if none is written.
     pub const fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
@@ -54,8 +55,8 @@ impl Scheme {
 pub enum Host {
     /// A name that has to be looked up.
     Name(String),
-    /// An address, literally. `::ffff:10.0.0.1` is not `10.0.0.1` here: each is granted by its own
-    /// form.
+    /// A literal address. `::ffff:10.0.0.1` is not equal to `10.0.0.1` here; each form is granted
+    /// separately.
     Address(IpAddr),
 }
 
@@ -69,9 +70,9 @@ impl fmt::Display for Host {
     }
 }
 
-/// RFC 1035 section 2.3.4.
+/// Maximum length of a name (RFC 1035 section 2.3.4).
 const MAX_NAME: usize = 253;
-/// As above.
+/// Maximum length of a label (RFC 1035 section 2.3.4).
 const MAX_LABEL: usize = 63;
 
 impl Host {
@@ -94,9 +95,9 @@ impl Host {
         }
         let last = text.rsplit('.').next().unwrap_or(text);
         if is_numeric(last) {
-            // `Ipv4Addr` takes four decimal numbers without leading zeros and nothing else, where
-            // the C library takes `127.1`, `0x7f000001`, `017700000001` and `2130706433` for the
-            // same address.
+            // `Ipv4Addr` accepts only four decimal numbers without leading zeros. The C library
+            // also accepts `127.1`, `0x7f000001`, `017700000001` and `2130706433` for the same
+            // address.
             return text
                 .parse::<Ipv4Addr>()
                 .map(|address| Self::Address(address.into()))
@@ -117,8 +118,8 @@ impl Host {
     }
 }
 
-/// Would some parser take a name that ends in this label for an address? (WHATWG URL, "ends in a
-/// number".)
+/// Returns whether some parser could take a name that ends with this label for an address (WHATWG
+/// URL, "ends in a number").
 fn is_numeric(label: &str) -> bool {
     let hexadecimal = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
     match hexadecimal {
@@ -127,11 +128,11 @@ fn is_numeric(label: &str) -> bool {
     }
 }
 
-/// How often a segment is decoded before it is refused as unreadable. Servers and the proxies
-/// before them decode once each.
+/// How often a segment is decoded before it is refused. Servers and the proxies in front of them
+/// decode once each.
 const MAX_DECODING: usize = 4;
 
-/// A path without its query, as segments that are decoded once.
+/// A path without its query. Each segment is decoded once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
     segments: Vec<Vec<u8>>,
@@ -139,15 +140,15 @@ pub struct Path {
 }
 
 impl Path {
-    /// Parses the path of a request or of a grant; empty is `/`.
+    /// Parses the path of a request or of a grant. An empty path is `/`.
     ///
     /// # Errors
-    /// Another program could read it as another path.
+    /// Returns an error if another program could read it as another path.
     pub fn parse(text: &str) -> Result<Self, Flaw> {
         let text = if text.is_empty() { "/" } else { text };
         let rest = text.strip_prefix('/').ok_or(Flaw::RelativePath)?;
-        // RFC 3986 section 3.3 has fewer characters; what matters is that no separator hides among
-        // them.
+        // RFC 3986 section 3.3 allows fewer characters, but it is enough that none of these is a
+        // separator.
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains(['?', '#']) {
             return Err(Flaw::PathCharacter);
         }
@@ -164,24 +165,24 @@ impl Path {
             && self.segments.iter().zip(&other.segments).take(prefix).all(|(a, b)| a == b)
     }
 
-    /// How narrow it is.
+    /// Returns the number of segments; a longer path is more specific.
     fn depth(&self) -> usize {
         self.segments.iter().filter(|segment| !segment.is_empty()).count()
     }
 
-    /// As it was written.
+    /// Returns the path as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 }
 
-/// A segment, decoded once; refused if it is or hides a dot segment or a separator, however often
-/// it is decoded.
+/// Decodes a segment once. Refuses it if it is, or contains after further decoding, a dot segment
+/// or a separator.
 fn segment(text: &str) -> Result<Vec<u8>, Flaw> {
     let once = decode(text.as_bytes()).ok_or(Flaw::Percent)?;
     let mut seen = once.clone();
     for round in 0.. {
-        // `..;x` is `..` to servers that know path parameters.
+        // Servers that support path parameters read `..;x` as `..`.
         let name = seen.split(|byte| *byte == b';').next().unwrap_or_default();
         if matches!(name, b"." | b"..") {
             return Err(Flaw::DotSegment);
@@ -201,7 +202,7 @@ fn segment(text: &str) -> Result<Vec<u8>, Flaw> {
     Ok(once)
 }
 
-/// Percent-decoding; none if a `%` is not followed by two hexadecimal digits.
+/// Decodes percent-encoding; returns `None` if a `%` is not followed by two hexadecimal digits.
 fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.iter().copied();
@@ -223,15 +224,16 @@ pub struct Place {
     pub scheme: Scheme,
     pub host: Host,
     pub port: u16,
-    /// The path; of a grant, the prefix.
+    /// The path. For a grant it is the prefix.
     pub path: Path,
 }
 
 impl Place {
-    /// The place of a request, from the parts WASI has it in. `authority` is `host` or `host:port`.
+    /// Returns the place of a request from the parts that WASI passes. `authority` is `host` or
+    /// `host:port`.
     ///
     /// # Errors
-    /// What is odd about it.
+    /// Returns the flaw of the place.
     pub fn of(scheme: &str, authority: &str, path: &str) -> Result<Self, Flaw> {
         let scheme = Scheme::parse(scheme)?;
         if authority.contains('@') {
@@ -257,10 +259,10 @@ impl Place {
         Ok(Self { scheme, host: Host::parse(host)?, port, path: Path::parse(path)? })
     }
 
-    /// The place of a grant: a URL without query and fragment.
+    /// Parses the place of a grant: a URL without query and fragment.
     ///
     /// # Errors
-    /// What is odd about it.
+    /// Returns the flaw of the URL.
     pub fn parse(url: &str) -> Result<Self, Flaw> {
         let (scheme, rest) = url.split_once("://").ok_or(Flaw::Scheme)?;
         if rest.contains(['?', '#']) {
@@ -278,13 +280,13 @@ impl Place {
             && self.path.covers(&other.path)
     }
 
-    /// How narrow its path is, to choose among several that cover a request.
+    /// Returns the length of its path, to choose the most specific of several grants.
     pub fn depth(&self) -> usize {
         self.path.depth()
     }
 
-    /// `host`, or `host:port` where the port is not the scheme's own: the Host header (RFC 9110
-    /// section 7.2).
+    /// Returns `host`, or `host:port` if the port is not the default of the scheme: the Host header
+    /// (RFC 9110 section 7.2).
     pub fn authority(&self) -> String {
         if self.port == self.scheme.default_port() {
             self.host.to_string()
@@ -293,65 +295,64 @@ impl Place {
         }
     }
 
-    /// `https://api.example.org:443`, the port always there.
+    /// Returns the origin with the port, such as `https://api.example.org:443`.
     pub fn origin(&self) -> String {
         format!("{}://{}:{}", self.scheme.as_str(), self.host, self.port)
     }
 }
 
-/// As it would be written in a grant.
+/// Writes the place as it would be written in a grant.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}{}", self.scheme.as_str(), self.authority(), self.path.as_str())
     }
 }
 
-/// What is odd about a place. A fragment that follows the place's text and says what to write
-/// instead.
+/// The flaw of a place: a fragment that follows the text of the place and contains the fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// Neither http nor https.
+    /// The scheme is neither http nor https.
     #[error("has a scheme that is not known; write `https://` or `http://`")]
     Scheme,
     #[error("names no host; write `https://host/path`")]
     NoHost,
-    /// Neither a name nor an address.
+    /// The host is neither a name nor an address.
     #[error(
         "has a host that is neither a name nor an address; write letters, digits, `-` and dots, or an IPv6 address in brackets"
     )]
     Host,
-    #[error("has a host beyond ASCII; write its `xn--` form")]
+    #[error("has a host that is not ASCII; write its `xn--` form")]
     NotAscii,
-    /// `host.`
-    #[error("has a host with a dot at its end; write it without")]
+    /// The host ends with a dot.
+    #[error("has a host with a trailing dot; remove the dot")]
     TrailingDot,
-    /// Decimal, octal, hexadecimal or shortened.
-    #[error("has an address in an odd form; write four decimal numbers, such as `192.0.2.1`")]
+    /// The address is decimal, octal, hexadecimal or shortened.
+    #[error("has an address in an unusual form; write four decimal numbers, such as `192.0.2.1`")]
     OddAddress,
-    /// `user@host`
+    /// The authority contains `user@`.
     #[error(
         "holds a user name or a password; write it without, and let a credential of the configuration log in"
     )]
     UserInformation,
-    #[error("has a port that is none; write a number from 1 to 65535 without leading zeros")]
+    #[error("has an invalid port; write a number from 1 to 65535 without leading zeros")]
     Port,
-    /// Does not start with `/`.
-    #[error("has a path that does not start with `/`; write it so")]
+    /// The path does not start with `/`.
+    #[error("has a path that does not start with `/`; add the `/`")]
     RelativePath,
-    /// Spaces, control characters, not ASCII.
+    /// The path contains spaces, control characters or characters that are not ASCII.
     #[error("has a path with a character that does not belong there; percent-encode it as UTF-8")]
     PathCharacter,
-    /// `%` without two digits, or encoded too often.
+    /// A `%` without two digits, or a character that is encoded several times.
     #[error("has a path with a damaged or repeated percent-encoding; encode once")]
     Percent,
-    /// `.` or `..`
+    /// The path contains `.` or `..` as a segment.
     #[error("has a path with `.` or `..` in it, plain or encoded; write the path it stands for")]
     DotSegment,
-    /// `\`, `%2f` or `%5c`.
+    /// The path contains `\`, `%2f` or `%5c`.
     #[error("has a path with a backslash or an encoded slash; write a plain `/` between segments")]
     Separator,
-    /// A grant with `?` or `#`.
-    #[error("has a query or a fragment; write the path only, queries are free below it")]
+    /// The URL of a grant contains `?` or `#`.
+    #[error("has a query or a fragment; write only the path, which covers all queries")]
     Query,
 }
 

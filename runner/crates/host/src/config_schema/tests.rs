@@ -1,4 +1,4 @@
-//! Each keyword, with values that it allows and values that it refuses.
+//! Tests of each keyword with values that it allows and values that it refuses.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ fn difference(schema: &Value, value: &Value) -> String {
     }
 }
 
-/// Schemas, and lists of values that they allow and that they refuse.
+/// Returns schemas with lists of values that they allow and refuse.
 fn keywords() -> Vec<[Value; 3]> {
     vec![
         [json!(true), json!([1, {}]), json!([])],
@@ -132,7 +132,7 @@ fn keywords() -> Vec<[Value; 3]> {
             json!([1, 5]),
             json!([0, 6]),
         ],
-        // These describe.
+        // These keywords are annotations.
         [
             json!({ "format": "email", "contentMediaType": "application/json", "title": "t" }),
             json!(["no address", "{"]),
@@ -143,7 +143,7 @@ fn keywords() -> Vec<[Value; 3]> {
 }
 
 #[test]
-fn each_keyword_allows_and_refuses_what_the_standard_says() {
+fn each_keyword_allows_and_refuses_values_as_the_standard_defines() {
     let mut messages = String::new();
     for [schema, good, bad] in keywords() {
         for value in good.as_array().unwrap() {
@@ -159,7 +159,7 @@ fn each_keyword_allows_and_refuses_what_the_standard_says() {
 }
 
 #[test]
-fn a_message_names_what_is_allowed() {
+fn a_message_lists_the_allowed_values() {
     let schema = json!({
         "required": ["bucket"],
         "additionalProperties": false,
@@ -189,7 +189,7 @@ fn a_message_names_what_is_allowed() {
 }
 
 #[test]
-fn a_schema_that_is_not_well_formed_is_refused_with_the_place() {
+fn a_malformed_schema_is_refused_with_the_pointer_to_the_fault() {
     let refused = |schema: Value| match violation(&schema, &json!({})) {
         Err(refused) => refused
             .trim_start_matches("has a `config_schema` that is not a valid JSON schema ")
@@ -227,7 +227,7 @@ fn a_schema_that_is_not_well_formed_is_refused_with_the_place() {
     insta::assert_snapshot!(lines.join("\n"));
 }
 
-/// If a level compared its alternatives twice, forty levels would take for ever.
+/// If a level compared its alternatives twice, forty levels would never finish.
 #[test]
 fn each_alternative_is_compared_once() {
     for keyword in ["anyOf", "oneOf", "allOf", "not", "if", "contains"] {

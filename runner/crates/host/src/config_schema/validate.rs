@@ -15,7 +15,7 @@ const MAX_LISTED: usize = 20;
 /// Maximum distance of a quotient from a whole number, because division rounds.
 const ROUNDING: f64 = 1e-9;
 
-/// A difference between a value and its schema.
+/// The first difference between a value and its schema.
 #[derive(Debug)]
 pub(super) struct Difference {
     /// The keys that lead to the value.
@@ -27,7 +27,7 @@ pub(super) struct Difference {
 
 type Compared = Result<(), Difference>;
 
-/// Where a value is.
+/// The position of a value in the table.
 #[derive(Clone, Copy)]
 struct Place<'p> {
     parent: Option<&'p Place<'p>>,
@@ -274,7 +274,7 @@ impl Validator<'_> {
             .try_for_each(|(_, schema)| self.compare(schema, value, place))
     }
 
-    /// Returns how many of the schemas allow the value: at least one.
+    /// Returns how many of the schemas allow the value. Zero is reported as a difference.
     fn number_of_matches(
         &self,
         schemas: &[Value],
@@ -352,13 +352,13 @@ fn numeric(keywords: &Map<String, Value>, number: &Number, place: &Place<'_>) ->
     }
 }
 
-/// Returns the limit if `count` is more.
+/// Returns the limit if `count` exceeds it.
 fn above<'k>(keywords: &'k Map<String, Value>, keyword: &str, count: usize) -> Option<&'k Number> {
     let limit = keywords.get(keyword)?.as_number()?;
     (compare(&Number::from(count), limit) == Ordering::Greater).then_some(limit)
 }
 
-/// Returns the limit if `count` is less.
+/// Returns the limit if `count` is below it.
 fn under<'k>(keywords: &'k Map<String, Value>, keyword: &str, count: usize) -> Option<&'k Number> {
     let limit = keywords.get(keyword)?.as_number()?;
     (compare(&Number::from(count), limit) == Ordering::Less).then_some(limit)

@@ -1,8 +1,8 @@
-//! Admission of host calls: the checks of each call on its way into the host and back to the guest,
-//! and the refusal of a call that fails one.
+//! Admission of host calls: the checks of each call when it enters the host and when it returns to
+//! the guest, and the refusal of a call that fails one.
 //!
-//! Called by the choke point for every call of every capability and of WASI. It decides by grants
-//! and limits, and does no work of a capability.
+//! [`RunState::call`] uses it for every call of every capability and of WASI. It compares the call
+//! with grants and limits and does no work of a capability.
 
 use std::time::Instant;
 
@@ -14,11 +14,11 @@ use hookrun_capability::CapabilityError;
 use hookrun_capability::grants::Need;
 use hookrun_config::{Limit, Plugin};
 
-/// Why a call did not pass.
+/// The reason why a call was refused.
 pub(super) enum Refused {
-    /// For the guest.
+    /// The grant is missing; the guest gets the message.
     Denied(String),
-    /// Of this call alone.
+    /// A limit of this call alone was exceeded.
     Limit(LimitReached),
 }
 
@@ -85,7 +85,7 @@ impl RunState {
         }))
     }
 
-    /// A refusal as the guest gets it.
+    /// Returns the refusal as an error for the guest.
     pub(super) fn explain(&self, refused: &Refused) -> CapabilityError {
         match refused {
             Refused::Denied(message) => CapabilityError::denied(message.clone()),
@@ -96,7 +96,7 @@ impl RunState {
         }
     }
 
-    /// A refusal where the guest cannot be given one.
+    /// Ends the run, where the guest cannot be given a refusal.
     pub(super) fn end(&mut self, refused: Refused) -> wasmtime::Error {
         match refused {
             Refused::Denied(message) => wasmtime::Error::msg(message),

@@ -1,11 +1,11 @@
-//! The description of one host call, for the checks of the choke point and for messages.
+//! The description of one host call, for its checks and for messages.
 
 use crate::limits::CallName;
 use hookrun_capability::grants::Need;
 #[cfg(doc)]
 use hookrun_config::Limit;
 
-/// One host call, described.
+/// The description of one host call.
 #[derive(Debug, Clone, Copy)]
 pub struct HostCall<'a> {
     pub(super) need: Need<'a>,
@@ -17,26 +17,26 @@ pub struct HostCall<'a> {
 }
 
 impl<'a> HostCall<'a> {
-    /// The call of `function` with arguments of `sent` bytes, that needs `need`.
+    /// Describes a call of `function`, whose arguments have `sent` bytes and which requires `need`.
     pub fn new(need: Need<'a>, function: &'static str, sent: u64) -> Self {
         Self { need, function, sent, items: 0, waiting: false, lasting: false }
     }
 
-    /// The longest list among the arguments has so many items.
+    /// Sets the length of the longest list among the arguments.
     #[must_use]
     pub fn items(self, items: usize) -> Self {
         Self { items: self.items.max(items), ..self }
     }
 
-    /// The call waits for a service, for as long as the service and the size of what is moved
-    /// decide: its time is not the plugin's, and counts as [`Limit::StreamTime`].
+    /// Marks a call that waits for a service, whose duration depends on the service and on the
+    /// amount of data. Its time counts as [`Limit::StreamTime`] and not as the plugin's own time.
     #[must_use]
     pub fn waiting(self) -> Self {
         Self { waiting: true, ..self }
     }
 
-    /// What the call does when it succeeds outlives the run, such as an object that is stored: the
-    /// run has made progress, and if it fails later the attempt is not counted.
+    /// Marks a call whose effect outlives the run, such as storing an object. After such a call the
+    /// run has made progress: if it fails later, the attempt is not counted.
     #[must_use]
     pub fn lasting(self) -> Self {
         Self { lasting: true, ..self }

@@ -1,5 +1,5 @@
-//! The context of one host call. Only the choke point makes one, for the time of a call that
-//! passed its checks.
+//! The context of one host call. It is created only by [`RunState::call`], for the time of a call
+//! that passed its checks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hookrun_capability::state::Transaction;
 use hookrun_capability::{CapabilityError, RunLog, Services};
 use hookrun_config::Limit;
 
-/// What a host function may use during a call that passed its checks.
+/// The objects that a host function may use during a call that passed its checks.
 pub struct CallContext<'a> {
     pub(super) plugin: &'a PluginContext,
     pub(super) services: &'a Services,
@@ -33,7 +33,7 @@ impl<'a> CallContext<'a> {
         self.services
     }
 
-    /// What the event is about.
+    /// Returns the store paths that the event is about.
     pub fn scope(&self) -> &'a Scope {
         self.scope
     }
@@ -42,7 +42,7 @@ impl<'a> CallContext<'a> {
         self.log
     }
 
-    /// The plugin's key-value store as this run sees it.
+    /// Returns the plugin's key-value store as this run sees it.
     pub fn state(&mut self) -> &mut Transaction {
         self.state
     }
@@ -50,15 +50,15 @@ impl<'a> CallContext<'a> {
     /// Checks that `wanted` is within a limit of the plugin.
     ///
     /// # Errors
-    /// `limit`, with the line to write.
+    /// Returns `limit`, with the line to write.
     pub fn within(&self, limit: Limit, wanted: u64) -> Result<(), CapabilityError> {
         self.plugin.within(limit, wanted)
     }
 
-    /// Takes `amount` of what the plugin may use in one run.
+    /// Takes `amount` from what the plugin may use in one run.
     ///
     /// # Errors
-    /// `limit`: there is not as much left; nothing is taken.
+    /// Returns `limit` if less than `amount` is left. Nothing is taken then.
     pub fn spend(&mut self, limit: Limit, amount: u64) -> Result<(), CapabilityError> {
         let spent = self.spent.get(&limit).copied().unwrap_or_default().saturating_add(amount);
         self.within(limit, spent)?;
@@ -66,10 +66,10 @@ impl<'a> CallContext<'a> {
         Ok(())
     }
 
-    /// Gives the guest a handle to `value`.
+    /// Opens a handle to `value` for the guest.
     ///
     /// # Errors
-    /// The limit on handles is reached.
+    /// Returns an error if the limit on handles is reached.
     pub fn open<T: Send + 'static>(&mut self, value: T) -> Result<Resource<T>, CapabilityError> {
         let plugin = &self.plugin.plugin;
         let allowed = plugin.limits.get(Limit::Handles);
@@ -82,11 +82,11 @@ impl<'a> CallContext<'a> {
         })
     }
 
-    /// Returns the value of the guest's handle.
+    /// Returns the value of a handle of the guest.
     ///
     /// # Errors
-    /// The handle is not open (the engine checks handles before a call, so this is a defect of the
-    /// host).
+    /// Returns an error if the handle is not open. The engine checks handles before a call, so this
+    /// is a defect of the host.
     pub fn resolve<T: Send + 'static>(&self, handle: &Resource<T>) -> Result<&T, CapabilityError> {
         self.handles
             .get(handle)

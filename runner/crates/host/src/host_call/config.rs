@@ -1,4 +1,4 @@
-//! The `config` interface: a plugin's own table.
+//! The `config` interface, which returns the plugin's own table.
 
 use wasmtime::Result;
 

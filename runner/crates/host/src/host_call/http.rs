@@ -1,9 +1,9 @@
-//! The host function that sends, `wasi:http/outgoing-handler.handle`, through the choke point, and
-//! the state of `wasi:http` in a run.
+//! The host function that sends requests, `wasi:http/outgoing-handler.handle`, as one host call,
+//! and the state of `wasi:http` in a run.
 //!
 //! The rest of `wasi:http/types` builds requests and takes responses apart in the run's own table,
-//! in wasmtime-wasi-http; it touches nothing outside, and is bounded by the number of handles and
-//! by `http-header-bytes`. Bodies are passed in the streams of [`super::io`].
+//! in wasmtime-wasi-http. It accesses nothing outside the run, and is bounded by the number of
+//! handles and by `http-header-bytes`. Bodies are passed in the streams of [`super::io`].
 
 use std::sync::Arc;
 
@@ -30,19 +30,20 @@ use hookrun_config::http::{HttpTarget, Place, granting};
 use hookrun_config::{Limit, Limits};
 use hookrun_nix::outcome::LogLine;
 
-/// The version that is linked; a guest may import any compatible one.
+/// The linked version. A guest may import any compatible one.
 const TYPES: &str = "wasi:http/types@0.2.12";
 
 /// Headers beside [`DEFAULT_FORBIDDEN_HEADERS`] that belong to the connection and not to the guest:
-/// `te` (RFC 9110 section 10.1.4), and `expect` (section 10.1.1), whose interim response nobody
-/// waits for.
+/// `te` (RFC 9110 section 10.1.4), and `expect` (section 10.1.1), whose interim response is not
+/// waited for.
 const ALSO_FORBIDDEN: [HeaderName; 2] = [http::header::TE, http::header::EXPECT];
 
-/// What a header costs in memory beside its bytes, at worst, as a factor: the table's limit is on
-/// memory, ours is on bytes sent. A guest that exceeds even this ends its run.
+/// The memory that a header takes in the worst case, as a multiple of its bytes. wasmtime's limit
+/// is on memory, hookrun's is on the bytes sent. A guest that exceeds even wasmtime's limit ends
+/// its run.
 const FIELD_OVERHEAD: u64 = 4;
 
-/// What one run has of `wasi:http`.
+/// The state of `wasi:http` in one run.
 pub(super) struct RunHttp {
     ctx: WasiHttpCtx,
     hooks: Hooks,
@@ -50,7 +51,7 @@ pub(super) struct RunHttp {
 }
 
 impl RunHttp {
-    /// For a run with these limits.
+    /// Creates the state for a run with these limits.
     pub(super) fn new(limits: &Limits) -> Self {
         let size = |limit| usize::try_from(limits.get(limit)).unwrap_or(usize::MAX);
         let mut ctx = WasiHttpCtx::new();
@@ -61,7 +62,7 @@ impl RunHttp {
     }
 }
 
-/// What wasmtime-wasi-http asks its host.
+/// The hooks that wasmtime-wasi-http requires from its host.
 #[derive(Debug, Clone, Copy)]
 struct Hooks;
 
@@ -70,7 +71,7 @@ impl WasiHttpHooks for Hooks {
         Arc::new(|name| DEFAULT_FORBIDDEN_HEADERS.contains(name) || ALSO_FORBIDDEN.contains(name))
     }
 
-    /// Only the crate's own `handle` would call it, which is not linked.
+    /// Is called only by wasmtime-wasi-http's own `handle`, which is not linked.
     fn send_request(
         &mut self,
         _request: http::Request<WasiBody>,
@@ -88,7 +89,7 @@ impl WasiHttpHooks for Hooks {
     }
 }
 
-/// A request in the guest's words, read.
+/// The parsed request of a guest.
 #[derive(Clone)]
 struct Asked {
     target: HttpTarget,
@@ -102,7 +103,7 @@ impl Asked {
         let method = method(&request.method);
         let scheme = match &request.scheme {
             Some(Scheme::Http) => "http",
-            // RFC 9110 section 4.2.2 is what wasi:http leaves to the host.
+            // RFC 9110 section 4.2.2; wasi:http leaves the default to the host.
             Some(Scheme::Https) | None => "https",
             Some(Scheme::Other(other)) => other,
         };
@@ -112,7 +113,7 @@ impl Asked {
             Some((path, query)) => (path, Some(query)),
             None => (path_with_query, None),
         };
-        // The authority is not repeated: it may hold a password.
+        // The authority is not repeated in the message, because it may hold a password.
         let odd =
             |what: &str| format!("http request `{method} {}`: its URL {what}", path.escape_debug());
         let place = Place::of(scheme, authority, path).map_err(|flaw| odd(&flaw.to_string()))?;
@@ -144,7 +145,7 @@ fn method(method: &Method) -> &str {
     }
 }
 
-/// A response that is on its way: nothing of it has crossed yet.
+/// A pending response. No part of it has been passed to the guest yet.
 impl WireSize for AbortOnDropJoinHandle<Result<Answer, Error>> {
     fn wire_size(&self) -> u64 {
         0
@@ -187,7 +188,7 @@ impl Host for RunState {
             Ok(Err(error)) => error,
             Err(refused) => self.explain(&refused),
         };
-        // The guest learns a code; the words are for the operator.
+        // The guest gets an error code; the message is for the operator.
         self.log.push(LogLine {
             level: "warn".to_owned(),
             message: error.message,
@@ -232,8 +233,8 @@ fn exchange(
 }
 
 impl RunState {
-    /// What the functions of `wasi:http/types` work with. They have no room for a refusal: they are
-    /// counted here, and the next call that can end the run does.
+    /// Returns the state for the functions of `wasi:http/types`. They cannot return a refusal, so
+    /// they are counted here, and the next call that can end the run does.
     pub(super) fn http(&mut self) -> WasiHttpCtxView<'_> {
         self.wasi_calls = self.wasi_calls.saturating_add(1);
         let RunHttp { ctx, hooks, slots: _ } = &mut self.http;
@@ -241,10 +242,10 @@ impl RunState {
     }
 }
 
-/// Links `http-error-code` again; see [`stream_error_code`] for the reason.
+/// Links `http-error-code` again. [`stream_error_code`] has the reason.
 ///
 /// # Errors
-/// The linker does not have `wasi:http/types`.
+/// Returns an error if the linker does not have `wasi:http/types`.
 pub(super) fn link_error_code(linker: &mut Linker<RunState>) -> Result<()> {
     linker.allow_shadowing(true);
     linker.instance(TYPES)?.func_wrap(

@@ -1,6 +1,6 @@
 //! The table of all interfaces that a guest may import: the world `imports` of `hookrun:host`, and
-//! one line for each interface of WASI. Nothing is linked anywhere else: the linker is private to
-//! this file, and what leaves it can only instantiate.
+//! one line for each interface of WASI. Nothing is linked elsewhere: the linker is private to this
+//! file, and the exported type can only instantiate.
 
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Engine, Result};
@@ -16,14 +16,14 @@ use wasmtime_wasi_io::bindings::wasi::io;
 use super::{RunState, http};
 use crate::bindings::http::wasi::http::outgoing_handler;
 
-/// Everything that guests are linked with.
+/// All functions that guests are linked with.
 pub struct Imports(Linker<RunState>);
 
 impl Imports {
     /// Links the table for `engine`.
     ///
     /// # Errors
-    /// Two lines define the same interface: a defect of this file.
+    /// Returns an error if two lines define the same interface, which is a defect of this file.
     pub fn new(engine: &Engine) -> Result<Self> {
         let mut linker = Linker::new(engine);
         capabilities(&mut linker)?;
@@ -38,7 +38,7 @@ impl Imports {
     /// Links `component`.
     ///
     /// # Errors
-    /// It imports what is not in the table.
+    /// Returns an error if it imports a function that is not in the table.
     pub fn instantiate_pre(&self, component: &Component) -> Result<InstancePre<RunState>> {
         self.0.instantiate_pre(component)
     }
@@ -46,12 +46,12 @@ impl Imports {
 
 type Own = HasSelf<RunState>;
 
-/// The world `imports` of `hookrun:host`: each function is one [`RunState::call`].
+/// Links the world `imports` of `hookrun:host`, whose functions are one [`RunState::call`] each.
 fn capabilities(linker: &mut Linker<RunState>) -> Result<()> {
     crate::bindings::Plugin::add_to_linker::<_, Own>(linker, |state| state)
 }
 
-/// WASI that does something: [`super::wasi`], [`super::io`].
+/// Links the parts of WASI that have an effect: [`super::wasi`], [`super::io`].
 fn counted_wasi(linker: &mut Linker<RunState>) -> Result<()> {
     clocks::wall_clock::add_to_linker::<_, Own>(linker, |state| state)?;
     clocks::monotonic_clock::add_to_linker::<_, Own>(linker, |state| state)?;
@@ -65,8 +65,8 @@ fn counted_wasi(linker: &mut Linker<RunState>) -> Result<()> {
     sockets::udp_create_socket::add_to_linker::<_, Own>(linker, |state| state)
 }
 
-/// `wasi:http`, outgoing. Requests are built and responses taken apart by wasmtime-wasi-http in the
-/// run's own table; what sends is one [`RunState::call`] ([`super::http`]).
+/// Links outgoing `wasi:http`. wasmtime-wasi-http builds requests and takes responses apart in the
+/// run's own table; sending is one [`RunState::call`] ([`super::http`]).
 fn sending(linker: &mut Linker<RunState>) -> Result<()> {
     http_types::add_to_linker::<_, WasiHttp>(
         linker,
@@ -77,7 +77,7 @@ fn sending(linker: &mut Linker<RunState>) -> Result<()> {
     outgoing_handler::add_to_linker::<_, Own>(linker, |state| state)
 }
 
-/// WASI that is there so that ordinary toolchains instantiate, with nothing behind it
+/// Links the parts of WASI that components of ordinary toolchains import. They have no effect
 /// (`super::wasi::context`).
 fn empty_wasi(linker: &mut Linker<RunState>) -> Result<()> {
     cli::environment::add_to_linker::<_, WasiCli>(linker, RunState::cli)?;

@@ -1,9 +1,8 @@
-//! `wasi:io` behind the choke point: pollables and streams.
+//! `wasi:io` as host calls: pollables and streams.
 //!
-//! wasmtime's table does the work; here every call is counted, its bytes bounded, and its waiting
-//! ends with the run. A stream's own bounds stay with the stream: the log takes
-//! [`crate::output`]'s budget at a time and drops what is over its limit. Giving a handle
-//! back is never refused.
+//! wasmtime's table does the work. Here every call is counted, its bytes are bounded, and its
+//! waiting ends with the run. Streams keep their own limits: the log accepts [`crate::output`]'s
+//! budget in one write and drops bytes over its limit. Closing a handle is never refused.
 
 use futures_util::future::BoxFuture;
 use wasmtime::Result;
@@ -17,7 +16,7 @@ use super::{HostCall, RunState, WireSize};
 use hookrun_config::Limit;
 
 impl RunState {
-    /// A call that does not wait.
+    /// Runs a call that does not wait.
     fn stream_now<R: WireSize>(
         &mut self,
         function: &'static str,
@@ -28,7 +27,7 @@ impl RunState {
         self.wasi_call(call, |context| Ok(Kept(work(context.table)))).map_err(StreamError::Trap)?.0
     }
 
-    /// A call that may wait.
+    /// Runs a call that may wait.
     async fn stream<R, F>(&mut self, function: &'static str, sent: u64, work: F) -> StreamResult<R>
     where
         R: WireSize + Send + 'static,
@@ -42,13 +41,13 @@ impl RunState {
         work.await.map_err(StreamError::Trap)?.0
     }
 
-    /// The most that one read may bring: what may cross in one call.
+    /// Returns the maximum number of bytes of one read, which is the limit of bytes in one call.
     fn most(&self, length: u64) -> u64 {
         length.min(self.limit(Limit::CallBytes))
     }
 }
 
-/// A stream's result is passed on as it is; only what it brings is counted.
+/// A stream's result, which is passed on unchanged. Only its bytes are counted.
 struct Kept<R>(StreamResult<R>);
 
 impl<R: WireSize> WireSize for Kept<R> {
@@ -191,7 +190,7 @@ impl streams::HostOutputStream for RunState {
     }
 
     fn write_zeroes(&mut self, stream: Resource<DynOutputStream>, length: u64) -> StreamResult<()> {
-        // Counted as if they had crossed: they are as many bytes for the other side.
+        // The zeroes are counted like other bytes, because the other side receives as many.
         self.stream_now("output-stream.write-zeroes", length, |table| {
             streams::HostOutputStream::write_zeroes(table, stream, length)
         })

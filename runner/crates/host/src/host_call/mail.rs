@@ -1,4 +1,4 @@
-//! The `mail` interface of `hookrun:host`, through the choke point.
+//! The `mail` interface of `hookrun:host` as host calls.
 
 use wasmtime::Result;
 

@@ -1,4 +1,4 @@
-//! The host functions of `nix-store`: arguments in, one call at the choke point, results out.
+//! The host functions of `nix-store`.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ impl Host for RunState {
                 let mut infos = Vec::with_capacity(paths.len());
                 reach.backend().each_info(&paths, &mut |info| {
                     let info = info.map(path_info);
-                    // What the list of them counts for each, too.
+                    // The returned list takes these bytes for each item too.
                     budget.take(8 + info.wire_size())?;
                     infos.push(info);
                     Ok(())
@@ -125,8 +125,7 @@ impl Host for RunState {
         );
         self.call(call, |context| {
             let reach = reach(&context);
-            // One byte more than may cross is enough for the choke point to see that it is too
-            // much.
+            // One byte more than the limit is enough for the check of the call to detect an excess.
             let most = context.plugin().plugin.limits.get(Limit::CallBytes).saturating_add(1);
             Box::pin(blocking(move || {
                 reach.check(std::slice::from_ref(&path))?;

@@ -51,7 +51,7 @@ impl Host for RunState {
         )
         .waiting();
         self.call(call, |context| {
-            // What may not cross is not read first.
+            // Bytes that may not be returned to the guest are not read first.
             let most = context.plugin().plugin.limits.get(Limit::CallBytes).min(max_length);
             Box::pin(
                 async move { context.services().object_stores().get(&store, &key, most).await },

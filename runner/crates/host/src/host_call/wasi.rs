@@ -1,11 +1,11 @@
-//! WASI behind the choke point: `wasi:clocks` and `wasi:random` with sources that can be exchanged
+//! WASI as host calls: `wasi:clocks` and `wasi:random` with replaceable sources
 //! ([`hookrun_capability::clock`], [`hookrun_capability::random`]), and refusals where WASI would
 //! open a socket.
 //!
-//! What is left to wasmtime's own implementation is linked over views that only this module can
-//! make ([`RunState::cli`], [`RunState::filesystem`], [`RunState::sockets`]), and has nothing
-//! behind it: no arguments, no environment, standard input closed, no directory, no address that
-//! may be used, no name that may be resolved. Standard output and error are the log of the run.
+//! The rest is wasmtime's own implementation, linked over views that only this module can create
+//! ([`RunState::cli`], [`RunState::filesystem`], [`RunState::sockets`]). It has no arguments, no
+//! environment, a closed standard input, no directory, no usable address and no name resolution.
+//! Standard output and error are the log of the run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::output::GuestOutput;
 use hookrun_capability::clock::Clock;
 use hookrun_config::Limit;
 
-/// WASI with nothing behind it but the log.
+/// Returns a WASI context that can access only the log.
 pub(super) fn context(stdout: &GuestOutput, stderr: &GuestOutput) -> WasiCtx {
     WasiCtx::builder()
         .stdout(stdout.clone())
@@ -87,12 +87,12 @@ impl wall_clock::Host for RunState {
 }
 
 impl CallContext<'_> {
-    /// Since the run began, as its clock has it.
+    /// Returns the time since the run began, by the guest's clock.
     fn run_time(&self) -> Duration {
         self.services.clock().monotonic().saturating_sub(self.begun)
     }
 
-    /// A pollable that is ready when [`CallContext::run_time`] is `until`.
+    /// Returns a pollable that is ready when [`CallContext::run_time`] is `until`.
     fn subscribe(&mut self, until: Option<Duration>) -> Result<Resource<DynPollable>> {
         let alarm = Alarm {
             clock: Arc::clone(self.services.clock()),
@@ -136,10 +136,10 @@ impl monotonic_clock::Host for RunState {
     }
 }
 
-/// What a clock's pollable waits for.
+/// The pollable of a clock.
 struct Alarm {
     clock: Arc<dyn Clock>,
-    /// None: never.
+    /// `None` means never.
     until: Option<Duration>,
 }
 
@@ -147,9 +147,9 @@ struct Alarm {
 impl Pollable for Alarm {
     async fn ready(&mut self) {
         match self.until.map(|until| until.saturating_sub(self.clock.monotonic())) {
-            // A guest that polls with no time-out in a loop lets others run, as in `Deadline::Past`
-            // of wasmtime-wasi 48 (src/p2/host/clocks.rs); here each time, because guests share the
-            // executor with the worker.
+            // A guest that polls in a loop with a timeout of zero yields to other tasks, as in
+            // `Deadline::Past` of wasmtime-wasi 48 (src/p2/host/clocks.rs). It yields each time
+            // here, because guests share the executor with the worker.
             Some(Duration::ZERO) => tokio::task::yield_now().await,
             Some(wait) => self.clock.sleep(wait).await,
             None => std::future::pending().await,
@@ -218,7 +218,7 @@ impl insecure_seed::Host for RunState {
     }
 }
 
-/// What errors of sockets are, as wasmtime has it.
+/// Converts errors of sockets as wasmtime does.
 impl network::Host for RunState {
     fn convert_error_code(&mut self, error: SocketError) -> Result<ErrorCode> {
         network::Host::convert_error_code(&mut self.sockets(), error)
@@ -235,8 +235,8 @@ impl network::HostNetwork for RunState {
     }
 }
 
-/// Without a socket nothing of `wasi:sockets` can be used; wasmtime's own would open one and refuse
-/// its use later.
+/// Without a socket no function of `wasi:sockets` can be used. wasmtime's own implementation would
+/// open one and refuse its use later.
 impl tcp_create_socket::Host for RunState {
     fn create_tcp_socket(&mut self, _: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
         self.wasi_call(

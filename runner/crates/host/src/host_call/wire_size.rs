@@ -1,8 +1,9 @@
-//! The number of bytes that a value of the interfaces takes between guest and host.
+//! The number of bytes that a value of the interfaces takes when it is passed between guest and
+//! host.
 
 use wasmtime::component::Resource;
 
-/// The size of a value in a call: bytes of its strings and lists, without its fixed part.
+/// The size of a value in a call: the bytes of its strings and lists without its fixed part.
 pub trait WireSize {
     fn wire_size(&self) -> u64;
 }
@@ -30,8 +31,7 @@ impl<T: WireSize> WireSize for Option<T> {
     }
 }
 
-/// A list costs a word for each element beside the elements, so that a million empty strings are
-/// not free.
+/// A list also takes one word for each element, so that a million empty strings have a cost.
 impl<T: WireSize> WireSize for Vec<T> {
     fn wire_size(&self) -> u64 {
         if size_of::<T>() <= 1 {
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_empty_values_have_a_size() {
+    fn a_list_of_empty_values_has_a_size() {
         assert_eq!(vec![String::new(); 1000].wire_size(), 8000);
         assert_eq!(vec![0_u8; 1000].wire_size(), 1000);
         assert_eq!(

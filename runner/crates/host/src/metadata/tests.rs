@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A component with a custom section and one export of an instance by that name, which is all that
-/// [`describe`] looks at.
+/// Returns a component with a custom section and one exported instance of that name, which is all
+/// that [`describe`] reads.
 fn component(metadata: Option<&str>, export: Option<&str>) -> Vec<u8> {
     let mut wasm = b"\0asm\x0d\0\x01\0".to_vec();
     let mut section = |id: u8, content: &[u8]| {
@@ -15,8 +15,8 @@ fn component(metadata: Option<&str>, export: Option<&str>) -> Vec<u8> {
         section(0, &[&leb(SECTION.len()), SECTION.as_bytes(), metadata.as_bytes()].concat());
     }
     if let Some(export) = export {
-        // Component model, binary format: an empty instance type... an instance of no items,
-        // exported by name.
+        // Component model, binary format: an empty instance type, and an instance without items
+        // that is exported by name.
         section(5, &[1, 1, 0]);
         section(11, &[&[1, 0][..], &leb(export.len()), export.as_bytes(), &[5, 0, 0]].concat());
     }
@@ -39,7 +39,7 @@ fn leb(mut value: usize) -> Vec<u8> {
 const METADATA: &str = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"],"wants":{"nix-store":"closure","mail":"optional"}}"#;
 
 #[test]
-fn a_component_says_what_it_is() {
+fn a_component_is_described_by_its_metadata_and_exports() {
     let description =
         describe(&component(Some(METADATA), Some(interface(HookKind::PostBuild)))).unwrap();
     assert_eq!(description.exports, [HookKind::PostBuild]);
@@ -54,7 +54,7 @@ fn keys_of_a_later_sdk_are_ignored() {
 }
 
 #[test]
-fn what_is_not_a_plugin_says_why() {
+fn a_component_that_is_not_a_plugin_is_refused_with_the_reason() {
     let wrong = |wasm: &[u8]| describe(wasm).unwrap_err();
     insta::assert_snapshot!(wrong(b"#!/bin/sh"), @"is not WebAssembly; name a component, as `cargo build --target wasm32-wasip2` makes it");
     insta::assert_snapshot!(wrong(b"\0asm\x01\0\0\0"), @"is a core module, not a component; build with --target wasm32-wasip2, or make a component of it with `wasm-tools component new`");

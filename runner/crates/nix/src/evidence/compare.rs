@@ -87,7 +87,7 @@ pub fn compare(previous: &Path, current: &Path, bounds: Bounds) -> Evidence {
     evidence
 }
 
-/// A limit was reached, which the evidence names.
+/// A limit was reached. The evidence names it.
 struct BoundReached;
 
 struct Comparison<'a> {
@@ -349,7 +349,7 @@ impl Comparison<'_> {
     }
 }
 
-/// Two descriptors for each level, and some to spare.
+/// Returns the maximum depth: two descriptors for each level, with some left over.
 fn most_levels() -> usize {
     const SPARE: u64 = 64;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;

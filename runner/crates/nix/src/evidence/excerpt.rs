@@ -122,7 +122,7 @@ fn text(pieces: Pieces<'_>, most: usize) -> Contents {
     let mut excerpts = Vec::new();
     let mut offset = begin;
     let mut seen = 0;
-    // If the same lines are in a different order, one place tells as much as several.
+    // If the same lines are in a different order, one place says as much as several.
     let most = if reordered { most.min(1) } else { most };
     for hunk in hunks.iter().take(most) {
         offset +=

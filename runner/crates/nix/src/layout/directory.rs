@@ -32,7 +32,7 @@ impl Directory {
     /// Opens the directory at `path`, which must not be a symbolic link.
     ///
     /// # Errors
-    /// The error of the system; `ENOTDIR` for a symbolic link.
+    /// Returns the error of the system; `ENOTDIR` for a symbolic link.
     pub fn open(path: &Path, purpose: Use) -> rustix::io::Result<Self> {
         let descriptor = rustix::fs::open(path, flags(purpose), Mode::empty())?;
         Ok(Self { descriptor: Arc::new(descriptor), path: path.to_owned() })
@@ -46,7 +46,7 @@ impl Directory {
     /// Returns type, owner and mode of the directory itself.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn stat(&self) -> rustix::io::Result<Stat> {
         rustix::fs::fstat(&self.descriptor)
     }
@@ -54,7 +54,7 @@ impl Directory {
     /// Returns type, owner and mode of an entry. A symbolic link is not followed.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn stat_of(&self, name: &[u8]) -> rustix::io::Result<Stat> {
         rustix::fs::statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW)
     }
@@ -63,7 +63,7 @@ impl Directory {
     /// and FIFOs and devices are not opened.
     ///
     /// # Errors
-    /// The error of the system; `EINVAL` if it is not a regular file.
+    /// Returns the error of the system; `EINVAL` if it is not a regular file.
     pub fn read(&self, name: &[u8]) -> rustix::io::Result<(File, Stat)> {
         // Opening a device can have effects, so its type is checked before.
         regular(self.stat_of(name)?)?;
@@ -76,7 +76,7 @@ impl Directory {
     /// Opens a directory in this one, which must not be a symbolic link.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn below(&self, name: &[u8]) -> rustix::io::Result<Self> {
         use std::os::unix::ffi::OsStrExt as _;
         let descriptor =
@@ -88,7 +88,7 @@ impl Directory {
     /// Creates a file that must not exist yet, with exactly this mode.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn create(&self, name: &[u8], mode: u32) -> rustix::io::Result<File> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -102,7 +102,7 @@ impl Directory {
     /// Renames an entry into a directory, which may be the same one.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn rename(&self, from: &[u8], into: &Self, to: &[u8]) -> std::io::Result<()> {
         let (from, to) = (CString::new(from)?, CString::new(to)?);
         system::rename(self.as_fd(), &from, into.as_fd(), &to)
@@ -111,7 +111,7 @@ impl Directory {
     /// Removes an entry that is not a directory.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn remove(&self, name: &[u8]) -> std::io::Result<()> {
         system::remove(self.as_fd(), &CString::new(name)?)
     }
@@ -119,7 +119,7 @@ impl Directory {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn remove_directory(&self, name: &[u8]) -> std::io::Result<()> {
         system::remove_directory(self.as_fd(), &CString::new(name)?)
     }

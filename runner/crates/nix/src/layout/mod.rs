@@ -166,7 +166,7 @@ pub fn set_umask() {
 /// Creates a spool directory, and the missing directories above it.
 ///
 /// # Errors
-/// The error of the system.
+/// Returns the error of the system.
 pub fn make_spool(spool: &Path) -> std::io::Result<()> {
     let system = rustix::process::geteuid().is_root();
     if let Some(parent) = spool.parent() {
@@ -198,7 +198,7 @@ pub fn prepare(dirs: &Dirs) -> std::io::Result<Vec<Repaired>> {
 /// Creates a directory with exactly this mode, if it does not exist.
 ///
 /// # Errors
-/// The error of the system.
+/// Returns the error of the system.
 pub fn make(path: &Path, mode: u32) -> std::io::Result<()> {
     match std::fs::DirBuilder::new().mode(mode & 0o700).create(path) {
         // The mode is set by descriptor. In a private directory nobody else can have replaced the
@@ -215,7 +215,7 @@ pub fn make(path: &Path, mode: u32) -> std::io::Result<()> {
 /// Creates a directory and all missing directories above it with this mode.
 ///
 /// # Errors
-/// The error of the system.
+/// Returns the error of the system.
 pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
     match make(path, mode) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -231,7 +231,7 @@ pub fn make_all(path: &Path, mode: u32) -> std::io::Result<()> {
 /// the mode of the state directory.
 ///
 /// # Errors
-/// The error of the system.
+/// Returns the error of the system.
 pub fn make_own(path: &Path) -> std::io::Result<()> {
     if let Some(parent) = path.parent() {
         make_all(parent, STATE.mode(rustix::process::geteuid().is_root()))?;

@@ -44,7 +44,7 @@ impl Journal {
     /// opened.
     ///
     /// # Errors
-    /// As for [`Journal::open`].
+    /// Returns the errors of [`Journal::open`].
     pub fn open_anew(dirs: &Dirs, reason: &str) -> Result<(Self, Option<Damage>), JournalError> {
         Self::begin_anew(&dirs.journal().join(FILE), reason)
     }

@@ -90,7 +90,7 @@ impl EventRef {
     }
 }
 
-/// A task, for people.
+/// A task, as commands show it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct TaskRow {

@@ -71,7 +71,7 @@ impl Spooled {
     /// Removes the file, after the event was added to the journal.
     ///
     /// # Errors
-    /// The error of the system.
+    /// Returns the error of the system.
     pub fn remove(&self) -> std::io::Result<()> {
         self.directory.remove(self.event.id.as_bytes())
     }

@@ -98,7 +98,7 @@ impl WorkerState {
     /// Writes the file.
     ///
     /// # Errors
-    /// The error of the system; in that case the file is not changed.
+    /// Returns the error of the system; in that case the file is not changed.
     pub fn write(&self, dirs: &Dirs) -> std::io::Result<()> {
         let path = dirs.worker_state();
         let temporary = path.with_added_extension("new");

@@ -12,7 +12,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use crate::arrivals::Arrived;
 
-/// Room for the events of one read; one with the longest name has 272 bytes.
+/// The size of the buffer for the events of one read. An event with the longest name has 272 bytes.
 const BUFFER: usize = 16 << 10;
 
 /// Watches directories.
@@ -33,7 +33,7 @@ impl Arrivals {
     /// Watches these directories, the spool first. Those that do not exist yet are skipped.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the error of the system.
     pub fn new<'a>(directories: impl Iterator<Item = &'a Path>) -> std::io::Result<Self> {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let watched = |path: &Path| Watched { path: path.to_owned(), watch: None };
@@ -100,7 +100,7 @@ impl Arrivals {
 }
 
 impl AsFd for Arrivals {
-    /// Ready for reading when something has happened.
+    /// The descriptor is ready for reading when an event is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
 
-/// Room for the events of one read.
+/// The size of the buffer for the events of one read.
 const BUFFER: usize = 4096;
 
 /// Watches directories.
@@ -37,7 +37,7 @@ impl Closings {
 }
 
 impl AsFd for Closings {
-    /// Ready for reading when something has happened.
+    /// The descriptor is ready for reading when an event is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -25,11 +25,11 @@ impl User {
     /// Finds the user called `name`.
     ///
     /// # Errors
-    /// There is none, or it is root: part of a message, with the fix.
+    /// Returns a part of a message, with the fix, if the user does not exist or is root.
     pub fn find(name: &str) -> Result<Self, String> {
         let Some(user) = uzers::get_user_by_name(name) else {
             return Err(format!(
-                "there is no user `{name}`; make it with `useradd --system --no-create-home {name}`"
+                "there is no user `{name}`; create it with `useradd --system --no-create-home {name}`"
             ));
         };
         if user.uid() == 0 {

@@ -55,7 +55,7 @@ pub struct Raised {
     pub missing: Vec<String>,
 }
 
-/// Why the wall was not raised. The process must not run guests.
+/// The reason why the wall was not raised. The process must not run guests.
 #[derive(Debug, thiserror::Error)]
 pub enum WallError {
     /// There are other threads, to which the wall would not apply.
@@ -63,7 +63,7 @@ pub enum WallError {
         "the sandbox cannot be set up: this process has {0} threads instead of one; an emulator such as qemu-user adds threads, so plugins cannot run in it; elsewhere this is a bug in hookrun"
     )]
     Threads(usize),
-    /// The kernel lacks something that the configuration requires.
+    /// The kernel lacks a part that the configuration requires.
     #[error(
         "the sandbox is incomplete, but [worker] has `require-sandbox = true`: {}",
         .0.join("; ")
@@ -76,7 +76,7 @@ pub enum WallError {
     Step {
         /// The step.
         step: &'static str,
-        /// What the system says.
+        /// The error of the system.
         error: String,
     },
 }
@@ -114,7 +114,7 @@ impl Wall {
 }
 
 impl Wall {
-    /// Without what the system lacks it stands only if not all of it is required.
+    /// Returns the missing parts, or an error if all parts are required.
     fn admit(&self, missing: Vec<String>) -> Result<Vec<String>, WallError> {
         if self.required && !missing.is_empty() {
             return Err(WallError::Missing(missing));
@@ -147,7 +147,7 @@ pub fn missing() -> Vec<String> {
     os::missing()
 }
 
-/// Describes this process's user as a walled process has it with [`Identity::Powerless`].
+/// Describes the user of this process in a wall with [`Identity::Powerless`].
 pub fn powerless() -> String {
     os::powerless()
 }

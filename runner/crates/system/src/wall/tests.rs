@@ -13,13 +13,13 @@ fn a_process_with_threads_gets_no_wall() {
 #[test]
 fn an_unknown_user_is_named_with_the_fix() {
     let error = User::find("no-such-user").unwrap_err();
-    insta::assert_snapshot!(error, @"there is no user `no-such-user`; make it with `useradd --system --no-create-home no-such-user`");
+    insta::assert_snapshot!(error, @"there is no user `no-such-user`; create it with `useradd --system --no-create-home no-such-user`");
     let error = User::find("root").unwrap_err();
     insta::assert_snapshot!(error, @"`root` is root, which guests never run as; name another user");
 }
 
 #[test]
-fn without_a_layer_there_is_no_wall_if_all_are_required() {
+fn a_missing_part_is_an_error_if_the_sandbox_is_required() {
     let missing = || vec!["Landlock".to_owned()];
     let required = Wall { required: true, ..Wall::default() };
     let error = required.admit(missing()).unwrap_err();

@@ -40,7 +40,7 @@ fn each_question_is_answered_if_the_stream_ends_at_any_byte() {
         let (_, reply, _) = play(&story.bytes[..cut], None);
         let whole = ends.iter().filter(|end| **end <= cut).count();
         let asked = whole.saturating_sub(1);
-        // A question that was begun is answered too, although nobody reads the answer. After the
+        // A question that was begun is also answered, although nothing reads the answer. After the
         // accept there are no questions.
         let begun = usize::from(cut > 0 && asked < 5 && !ends.contains(&cut));
         assert_eq!(answers(&reply).len(), asked + begun, "cut at {cut}: {reply}");

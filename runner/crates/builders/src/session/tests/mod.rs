@@ -1,5 +1,5 @@
-//! Sessions played against machines that do what their URI says ([`Scripted`]): a [`Conversation`]
-//! of what Nix says, played at a [`TestHost`] where slots and memory are.
+//! Runs sessions with simulated machines, whose URIs determine their behaviour ([`Scripted`]): the
+//! requests of Nix are a [`Conversation`], and slots and history are in a [`TestHost`].
 
 mod answers;
 mod delegated;

@@ -1,4 +1,4 @@
-//! Opens a dialogue: connects, encrypts and logs in, as the settings say.
+//! Opens a dialogue: connects, encrypts and logs in according to the settings.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use super::dialogue::{Dialogue, Patience, Problem, Step, Stream};
 use super::{Secrets, Security, Smtp};
 use crate::{CapabilityError, ErrorKind};
 
-/// For a connection to one address.
+/// Time limit for a connection to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// For TLS to be established.
+/// Time limit for the TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most addresses of one server that are tried.
+/// Maximum number of a server's addresses that are tried.
 const MAX_ADDRESSES: usize = 4;
 
 impl Smtp {
     /// Returns a dialogue that is ready for a message, and the name given in EHLO.
     pub(super) async fn open(&self) -> Result<(Dialogue, String), CapabilityError> {
-        // Secrets and certificates first: without them a connection is useless.
+        // Secrets and certificates come first, because a connection is useless without them.
         let secrets = match &self.held {
             Some(held) => held.clone()?,
             None => self.read_secrets()?,
@@ -59,7 +59,7 @@ impl Smtp {
         {
             Ok(Ok(addresses)) => addresses.take(MAX_ADDRESSES).collect(),
             Ok(Err(error)) => return Err(unreachable(&quoted(&error.to_string()))),
-            Err(_) => return Err(unreachable("its name is not resolved in time")),
+            Err(_) => return Err(unreachable("looking its name up takes too long")),
         };
         let mut why = "its name has no address".to_owned();
         for address in addresses {
@@ -78,9 +78,10 @@ impl Smtp {
         Err(unreachable(&why))
     }
 
-    /// Returns the name for EHLO: the configured one, or this machine's if it is fully qualified,
-    /// or its address. RFC 5321 section 4.1.4 wants the address from a client without a full name,
-    /// and servers that refuse a short name (Postfix: `reject_non_fqdn_helo_hostname`) take it.
+    /// Returns the name for EHLO: the configured one, or this machine's name if it is fully
+    /// qualified, or its address. RFC 5321 section 4.1.4 requires the address from a client without
+    /// a full name, and servers that refuse a short name (Postfix: `reject_non_fqdn_helo_hostname`)
+    /// accept it.
     fn hello(&self, local: Option<IpAddr>) -> String {
         if let Some(name) = &self.helo_name {
             return name.clone();
@@ -96,7 +97,7 @@ impl Smtp {
         }
     }
 
-    /// Begins a dialogue on a connection, encrypted as the configuration wants it.
+    /// Begins a dialogue on a connection, with the configured encryption.
     async fn begin(
         &self,
         stream: TcpStream,
@@ -115,7 +116,7 @@ impl Smtp {
         if self.security == Security::StartTls && !offered {
             return Err(self.error(
                 ErrorKind::Refused,
-                &format!("{} does not offer STARTTLS, and `?tls=required` wants it", self.server()),
+                &format!("{} does not offer STARTTLS, which `?tls=required` requires", self.server()),
                 &format!(
                     "write `smtps://` and its port in `url` under [mail.{}], or ask the server's operator",
                     self.name
@@ -167,13 +168,13 @@ impl Smtp {
             return Err(untrusted("there are no certificate authorities"));
         };
         let name = ServerName::try_from(self.host.clone())
-            .map_err(|_| untrusted("its name cannot stand in a certificate"))?;
+            .map_err(|_| untrusted("its name is not valid in a certificate"))?;
         let connect = TlsConnector::from(Arc::clone(trust)).connect(name, stream);
         match tokio::time::timeout(TLS_TIMEOUT, connect).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
             Ok(Err(error)) => {
                 let text = quoted(&error.to_string());
-                // rustls reports its own errors inside of an I/O error.
+                // rustls reports its own errors inside an I/O error.
                 let ours = error
                     .get_ref()
                     .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>);

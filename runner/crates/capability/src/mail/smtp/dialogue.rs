@@ -1,5 +1,5 @@
-//! The client's half of SMTP (RFC 5321), over any stream: greeting, EHLO, STARTTLS, AUTH, and one
-//! message to several recipients. Each command has a time limit of its own.
+//! The client side of SMTP (RFC 5321) over any stream: greeting, EHLO, STARTTLS, AUTH, and one
+//! message to several recipients. Each command has its own time limit.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 
 use super::reply::{Reply, ReplyError};
 
-/// How long a server may take.
+/// Time limits for the replies of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// For the greeting and for each command.
+    /// The limit for the greeting and for each command.
     pub command: Duration,
-    /// To take a whole message.
+    /// The limit for accepting a complete message.
     pub message: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            // Some servers delay replies on purpose by half a minute.
+            // Some servers delay replies by half a minute on purpose.
             command: Duration::from_mins(1),
-            // They look for spam and viruses first, and a message that is given up too early is
-            // sent twice.
+            // Servers check for spam and viruses before they reply, and a message is sent twice if
+            // the client gives up too early.
             message: Duration::from_mins(3),
         }
     }
@@ -35,12 +35,12 @@ impl Default for Patience {
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// What was being done when a problem came.
+/// The step of a dialogue in which a problem occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Connecting, up to the greeting.
+    /// Connecting and receiving the greeting.
     Connect,
-    /// Saying which machine this is.
+    /// Introducing this machine by EHLO.
     Hello,
     /// STARTTLS and TLS.
     Secure,
@@ -54,7 +54,7 @@ pub enum Step {
     Message,
 }
 
-/// Why a dialogue did not succeed.
+/// The reason why a dialogue failed.
 #[derive(Debug)]
 pub enum Problem {
     /// The server refused.
@@ -63,7 +63,7 @@ pub enum Problem {
     Silent(Duration),
     /// The server's reply is not usable, or the connection is lost.
     Reply(ReplyError),
-    /// The server does not offer what the configuration needs: why.
+    /// The server does not offer a feature that the configuration requires.
     Lacking(&'static str),
 }
 
@@ -73,10 +73,10 @@ impl From<ReplyError> for Problem {
     }
 }
 
-/// What was being done, and why it did not succeed.
+/// The result of a step. The error is the step that failed and the problem.
 pub type Result<T> = std::result::Result<T, (Step, Problem)>;
 
-/// A dialogue with a server that has said hello.
+/// A dialogue with a server after the greeting.
 pub struct Dialogue {
     stream: BufReader<Box<dyn Stream>>,
     /// The keywords of the EHLO reply, in capitals, and the mechanisms of AUTH as `AUTH PLAIN`.
@@ -85,10 +85,10 @@ pub struct Dialogue {
 }
 
 impl Dialogue {
-    /// Waits for the greeting and says hello as `name`.
+    /// Waits for the greeting and sends EHLO with `name`.
     ///
     /// # Errors
-    /// The server does not greet, or refuses the name.
+    /// Returns an error if the server does not greet or refuses the name.
     pub async fn begin(stream: Box<dyn Stream>, name: &str, patience: Patience) -> Result<Self> {
         let mut dialogue = Self::over(stream, patience);
         let greeting = dialogue.reply(patience.command).await;
@@ -97,10 +97,10 @@ impl Dialogue {
         Ok(dialogue)
     }
 
-    /// Says hello on a connection that has just been encrypted.
+    /// Sends EHLO on a connection that has just been encrypted.
     ///
     /// # Errors
-    /// The server refuses the name.
+    /// Returns an error if the server refuses the name.
     pub async fn resume(stream: Box<dyn Stream>, name: &str, patience: Patience) -> Result<Self> {
         let mut dialogue = Self::over(stream, patience);
         dialogue.hello(name).await?;
@@ -111,7 +111,7 @@ impl Dialogue {
         Self { stream: BufReader::new(stream), offers: BTreeSet::new(), patience }
     }
 
-    /// Returns whether the server offers this.
+    /// Returns whether the server offers the keyword.
     pub fn offers(&self, keyword: &str) -> bool {
         self.offers.contains(keyword)
     }
@@ -123,7 +123,7 @@ impl Dialogue {
                 self.offers = offers(&reply);
                 Ok(())
             }
-            // A server of before 1995, or one behind a firewall that allows no extension.
+            // The server is older than 1995, or a firewall in front of it allows no extensions.
             Err(Problem::Refused(reply)) if matches!(reply.code, 500 | 502) => {
                 self.command(&format!("HELO {name}")).await.map_err(at)?;
                 Ok(())
@@ -135,13 +135,13 @@ impl Dialogue {
     /// Sends STARTTLS and returns the bare connection, on which TLS begins.
     ///
     /// # Errors
-    /// The server refuses.
+    /// Returns an error if the server refuses.
     pub async fn start_tls(mut self) -> Result<Box<dyn Stream>> {
         let at = |problem| (Step::Secure, problem);
         self.command("STARTTLS").await.map_err(at)?;
         if !self.stream.buffer().is_empty() {
-            // Somebody in between may have added it; it must not count as part of what follows
-            // encrypted (CVE-2011-0411).
+            // An attacker on the network may have added it. It must not count as part of the
+            // encrypted data that follows (CVE-2011-0411).
             let more = ReplyError::Malformed("text after its reply to STARTTLS".to_owned());
             return Err(at(more.into()));
         }
@@ -151,7 +151,7 @@ impl Dialogue {
     /// Logs in by PLAIN or LOGIN, whichever the server offers.
     ///
     /// # Errors
-    /// The server refuses, or offers neither.
+    /// Returns an error if the server refuses, or offers neither.
     pub async fn login(&mut self, username: &str, password: &str) -> Result<()> {
         let at = |problem| (Step::Login, problem);
         if self.offers("AUTH PLAIN") {
@@ -168,11 +168,11 @@ impl Dialogue {
         }
     }
 
-    /// Sends `message` to `to` and returns the recipients that were refused. `delivered` is told of
-    /// each of the others as soon as the server has taken the message for it.
+    /// Sends `message` to `to` and returns the recipients that were refused. `delivered` is called
+    /// for each other recipient as soon as the server has accepted the message for it.
     ///
     /// # Errors
-    /// Recipients for which `delivered` was not called do not have it.
+    /// Recipients for which `delivered` was not called do not have the message.
     pub async fn send<'a>(
         &mut self,
         from: &str,
@@ -189,7 +189,7 @@ impl Dialogue {
             for recipient in std::mem::take(&mut waiting) {
                 match self.command(&format!("RCPT TO:<{recipient}>")).await {
                     Ok(_) => taken.push(recipient),
-                    // 421: the server is about to close the connection.
+                    // The code 421 means that the server is about to close the connection.
                     Err(Problem::Refused(reply)) if reply.code != 421 => {
                         if reply.is_too_many_recipients() && !taken.is_empty() {
                             later.push((recipient, reply));
@@ -220,7 +220,7 @@ impl Dialogue {
         accepted(self.reply(self.patience.message).await?)
     }
 
-    /// Ends the dialogue. What the server says to that does not matter.
+    /// Ends the dialogue. The server's reply is ignored.
     pub async fn quit(mut self) {
         self.patience.command = self.patience.command.min(Duration::from_secs(5));
         let _said = self.command("QUIT").await;
@@ -252,16 +252,16 @@ impl Dialogue {
     }
 }
 
-/// A reply that ends what was asked for: not one that asks for more.
+/// Checks that a reply completes a command instead of asking for more.
 fn accepted(reply: Reply) -> std::result::Result<(), Problem> {
     if reply.code < 300 { Ok(()) } else { Err(Problem::Refused(reply)) }
 }
 
-/// The keywords after the first line.
+/// Returns the keywords after the first line.
 fn offers(reply: &Reply) -> BTreeSet<String> {
     let mut offers = BTreeSet::new();
     for line in reply.lines.iter().skip(1) {
-        // Servers of long ago write `AUTH=PLAIN`.
+        // Old servers write `AUTH=PLAIN`.
         let mut words = line.split([' ', '=']).map(str::to_ascii_uppercase);
         let Some(keyword) = words.next() else { continue };
         if keyword == "AUTH" {
@@ -272,12 +272,12 @@ fn offers(reply: &Reply) -> BTreeSet<String> {
     offers
 }
 
-/// The message as it goes over the wire: every line ends in CR LF, a dot at the beginning of a line
-/// is doubled, and a line with a dot alone ends it (RFC 5321 section 4.5.2).
+/// Returns the message as it is sent: every line ends with CR LF, a dot at the beginning of a line
+/// is doubled, and a line with a single dot ends the message (RFC 5321 section 4.5.2).
 fn stuffed(message: &[u8]) -> Vec<u8> {
     let mut wire = Vec::with_capacity(message.len() + message.len() / 32 + 8);
     for line in lines(message) {
-        // NUL is in no message, and some servers end a line there.
+        // NUL is not allowed in messages, and some servers end a line there.
         let mut line = line.iter().copied().filter(|byte| *byte != 0).peekable();
         if line.peek() == Some(&b'.') {
             wire.push(b'.');
@@ -289,8 +289,8 @@ fn stuffed(message: &[u8]) -> Vec<u8> {
     wire
 }
 
-/// The lines of a message, whatever ends them: CR LF, LF, or CR alone, which some servers take for
-/// the end of a line too.
+/// Returns the lines of a message. They end with CR LF, LF, or a single CR, which some servers also
+/// take for a line end.
 fn lines(message: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = message;
     std::iter::from_fn(move || {

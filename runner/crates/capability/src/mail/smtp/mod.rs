@@ -1,9 +1,9 @@
 //! Mail over SMTP: the settings, the connection, TLS by rustls from the first byte (`smtps`, RFC
-//! 8314) or after STARTTLS (RFC 3207), and what each problem means for the operator.
+//! 8314) or after STARTTLS (RFC 3207), and the meaning of each problem for the operator.
 //!
-//! The dialogue is hookrun's own ([`dialogue`]), and not that of a library, because a server is not
-//! trusted: each reply is bounded in bytes, lines and time ([`reply`]), and each recipient has a
-//! verdict of its own.
+//! The dialogue is implemented here ([`dialogue`]) and not by a library, because a server is not
+//! trusted: the bytes, lines and time of each reply are limited ([`reply`]), and each recipient has
+//! its own result.
 
 mod connection;
 pub mod dialogue;
@@ -27,9 +27,10 @@ use super::{Composed, Refusal};
 use crate::http::tls;
 use crate::{CapabilityError, ErrorKind};
 
-/// For the whole dialogue, so that a server that is slow with each of many commands is left.
+/// Time limit for the whole dialogue, against a server that replies slowly to each of many
+/// commands.
 const TOTAL_TIMEOUT: Duration = Duration::from_mins(10);
-/// One server and how to talk to it.
+/// One server and the settings for its use.
 #[derive(Clone)]
 pub(super) struct Smtp {
     name: String,
@@ -41,7 +42,7 @@ pub(super) struct Smtp {
     ca_file: Option<PathBuf>,
     /// The name for EHLO, if the configuration has one.
     helo_name: Option<String>,
-    /// What was read while this process might.
+    /// The secrets, if they were read before the sandbox closed.
     held: Option<Result<Secrets, CapabilityError>>,
 }
 
@@ -49,12 +50,12 @@ pub(super) struct Smtp {
 #[derive(Clone, Default)]
 struct Secrets {
     password: Option<Arc<Zeroizing<String>>>,
-    /// The certificates to trust, where the connection may be encrypted.
+    /// The trusted certificates, if the connection may be encrypted.
     trust: Option<Arc<ClientConfig>>,
 }
 
 impl std::fmt::Debug for Smtp {
-    /// Leaves out what was read from files.
+    /// Leaves out the contents of files.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Smtp")
             .field("name", &self.name)
@@ -68,7 +69,7 @@ impl std::fmt::Debug for Smtp {
 enum Security {
     /// From the first byte.
     Tls,
-    /// By STARTTLS, or no message is sent.
+    /// By STARTTLS; otherwise no message is sent.
     StartTls,
     /// By STARTTLS if the server offers it.
     Opportunistic,
@@ -81,7 +82,7 @@ impl Smtp {
         self.port
     }
 
-    /// Reads its files now. A file that cannot be read is reported when it is used.
+    /// Reads the files now. A file that cannot be read is reported when it is used.
     pub(super) fn hold(mut self) -> Self {
         self.held = Some(self.read_secrets());
         self
@@ -230,7 +231,7 @@ impl Smtp {
         Ok(Arc::new(config))
     }
 
-    /// What a problem means for the operator.
+    /// Returns the meaning of a problem for the operator.
     fn failed(
         &self,
         step: Step,
@@ -252,7 +253,7 @@ impl Smtp {
                 error @ (ReplyError::Malformed(_) | ReplyError::Line | ReplyError::Long),
             ) => {
                 let kind = match step {
-                    // Another service answers there.
+                    // Another service replies on this port.
                     Step::Connect => ErrorKind::Refused,
                     _ => ErrorKind::Transient,
                 };
@@ -267,7 +268,7 @@ impl Smtp {
         }
     }
 
-    /// What a refusal means for the operator.
+    /// Returns the meaning of a refusal for the operator.
     fn refused(
         &self,
         step: Step,
@@ -300,24 +301,24 @@ impl Smtp {
                 &format!("{server} refused the name `{hello}` of this machine ({text})"),
                 &format!("write a name that the server accepts as `helo-name` under [mail.{name}]"),
             ),
-            // As Postfix says it of short names.
+            // Postfix refuses short names with this code.
             (_, 504) => self.error(
                 ErrorKind::Refused,
-                &format!("{server} wants full host names ({text})"),
+                &format!("{server} requires full host names ({text})"),
                 &format!(
                     "write one as `helo-name` (now `{hello}`), and as the host of `from` (now `{from}`), under [mail.{name}]"
                 ),
             ),
             (_, 523 | 530 | 538) => self.error(
                 ErrorKind::Refused,
-                &format!("{server} wants encryption or a login first ({text})"),
+                &format!("{server} requires encryption or a login first ({text})"),
                 &format!(
                     "write `?tls=required` or `smtps://` in `url`, or `username` and `password-file`, under [mail.{name}]"
                 ),
             ),
             (_, 534 | 535) => self.error(
                 ErrorKind::Refused,
-                &format!("{server} wants another login ({text})"),
+                &format!("{server} requires another login ({text})"),
                 &format!("check `username` and `password-file` under [mail.{name}]"),
             ),
             (Step::Sender, _) => self.error(
@@ -339,7 +340,7 @@ impl Smtp {
     }
 }
 
-/// Returns text of a server, without the password in any form.
+/// Returns text of a server, with the password removed in any form.
 fn said(text: &str, password: Option<&str>) -> String {
     if let Some(password) = password
         && (text.contains(password)

@@ -1,38 +1,37 @@
-//! Replies of a mail server (RFC 5321 section 4.2), bounded in bytes and in lines.
+//! Replies of a mail server (RFC 5321 section 4.2), with limits on bytes and lines.
 //!
-//! A server is not trusted: nothing that it sends is kept beyond these bounds, whether or not it
-//! ever ends a line.
+//! A server is not trusted: data beyond these limits is not kept, even if a line never ends.
 
 use std::fmt;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 
-/// Longest line, its end included. RFC 5321 section 4.5.3.1.5 allows 512 bytes; some servers send
-/// longer ones.
+/// Maximum length of a line with its end, in bytes. RFC 5321 section 4.5.3.1.5 allows 512; some
+/// servers send longer ones.
 pub const MAX_LINE: usize = 8 << 10;
-/// Lines of one reply. An EHLO reply has about twenty.
+/// Maximum number of lines of one reply. An EHLO reply has about twenty.
 pub const MAX_LINES: usize = 128;
-/// Bytes of one reply.
+/// Maximum number of bytes of one reply.
 pub const MAX_REPLY: usize = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// From 200 to 599.
+    /// The code, from 200 to 599.
     pub code: u16,
     /// The text of each line, without the code.
     pub lines: Vec<String>,
 }
 
-/// Why there is no reply.
+/// The reason why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplyError {
     /// A line is too long.
     #[error("its reply has a line of more than {MAX_LINE} bytes")]
     Line,
-    /// The whole is too long.
+    /// The reply is too long.
     #[error("its reply has more than {MAX_LINES} lines or {MAX_REPLY} bytes")]
     Long,
-    /// Not a reply.
+    /// The text is not a reply.
     #[error("it does not speak SMTP: `{0}`")]
     Malformed(String),
     /// The connection was closed.
@@ -47,7 +46,8 @@ impl Reply {
     /// Reads one reply.
     ///
     /// # Errors
-    /// The connection ends, or what comes is not a reply or exceeds the bounds.
+    /// Returns an error if the connection ends, or if the text is not a reply or exceeds the
+    /// limits.
     pub async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> Result<Self, ReplyError> {
         let mut reply = Self { code: 0, lines: Vec::new() };
         let mut bytes = 0;
@@ -84,32 +84,32 @@ impl Reply {
         }
     }
 
-    /// Returns whether the server agrees, or asks for more.
+    /// Returns whether the server accepts, or asks for more.
     pub const fn is_positive(&self) -> bool {
         self.code < 400
     }
 
-    /// Returns whether the same may succeed later (RFC 5321 section 4.2.1).
+    /// Returns whether the same command may succeed later (RFC 5321 section 4.2.1).
     pub const fn is_transient(&self) -> bool {
         self.code >= 400 && self.code < 500
     }
 
-    /// Returns whether the operator has to fix it: the name that is given in EHLO (504 from
-    /// Postfix), a missing or wrong login (530, 534, 535) or missing encryption (523, 530, 538).
-    /// The codes are those of RFC 4954 section 6 and RFC 3207 section 4.
+    /// Returns whether the operator has to fix the cause: the name in EHLO (504 from Postfix), a
+    /// missing or wrong login (530, 534, 535) or missing encryption (523, 530, 538). The codes are
+    /// those of RFC 4954 section 6 and RFC 3207 section 4.
     pub const fn is_for_the_operator(&self) -> bool {
         matches!(self.code, 504 | 523 | 530 | 534 | 535 | 538)
     }
 
     /// Returns whether the message has too many recipients for the server. RFC 5321 section
-    /// 4.5.3.1.10 has 452, and 552 for older servers.
+    /// 4.5.3.1.10 defines 452, and 552 for older servers.
     pub const fn is_too_many_recipients(&self) -> bool {
         matches!(self.code, 452 | 552)
     }
 }
 
 impl fmt::Display for Reply {
-    /// The code and the text on one line.
+    /// Writes the code and the text on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.code)?;
         for line in self.lines.iter().filter(|line| !line.trim().is_empty()) {
@@ -119,7 +119,7 @@ impl fmt::Display for Reply {
     }
 }
 
-/// The code of a line, whether it is the last one, and its text.
+/// Returns the code of a line, whether it is the last one, and its text.
 fn parse(line: &str) -> Option<(u16, bool, &str)> {
     let (code, rest) = line.split_at_checked(3)?;
     if !code.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_of_one_and_of_several_lines() {
+    fn a_reply_has_one_or_several_lines() {
         let reply = read(b"250-mail.example.org\r\n250-SIZE 1000\r\n250 HELP\r\n").unwrap();
         assert_eq!((reply.code, reply.lines.len()), (250, 3));
         assert_eq!(reply.to_string(), "250 mail.example.org SIZE 1000 HELP");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_reply_is_named() {
+    fn text_that_is_not_a_reply_is_quoted_in_the_error() {
         let errors: Vec<String> = [
             &b"HTTP/1.1 400 Bad Request\r\n"[..],
             b"25 ok\r\n",
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_without_an_end_is_bounded() {
+    fn a_reply_without_an_end_is_refused_at_the_limit() {
         assert_eq!(read(&vec![b'2'; 1 << 20]).unwrap_err(), ReplyError::Line.to_string());
         assert_eq!(
             read(&b"250-x\r\n".repeat(MAX_LINES + 1)).unwrap_err(),

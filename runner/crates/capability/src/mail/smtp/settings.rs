@@ -8,7 +8,7 @@ use super::super::compose::host_name;
 use super::{Security, Smtp};
 use hookrun_config as config;
 
-/// RFC 5321 section 4.5.4.2, RFC 6409 and RFC 8314.
+/// The ports of RFC 5321 section 4.5.4.2, RFC 6409 and RFC 8314.
 const SMTP_PORT: u16 = 25;
 const SUBMISSION_PORT: u16 = 587;
 const SUBMISSIONS_PORT: u16 = 465;
@@ -33,8 +33,7 @@ impl Smtp {
         };
         let url =
             Url::parse(text).map_err(|error| wrong(format!("is not a valid URL ({error})")))?;
-        // Never quoted: a URL with a password is a mistake, and repeating it would spread the
-        // password.
+        // The URL is never quoted: a password in it is a mistake, and the message would spread it.
         if url.password().is_some() || !url.username().is_empty() {
             return Err((
                 "url",

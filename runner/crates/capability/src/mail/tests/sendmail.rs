@@ -1,6 +1,6 @@
 use super::*;
 
-/// A program that does as a mail server's `sendmail` does, with the given exit code.
+/// A program that behaves like a mail server's `sendmail`, with the given exit code.
 pub(super) fn sendmail_scene(exit: i32) -> (Scene, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let (program, args, body) = (
@@ -38,7 +38,7 @@ fn sendmail_gets_the_envelope_as_arguments() {
 }
 
 #[test]
-fn what_sendmail_answers() {
+fn exit_codes_of_sendmail_become_kinds_of_errors() {
     for (exit, kind) in
         [(75, ErrorKind::Transient), (67, ErrorKind::Permanent), (78, ErrorKind::Refused)]
     {
@@ -66,7 +66,7 @@ fn what_sendmail_answers() {
 }
 
 #[test]
-fn a_retry_of_a_mail_that_everybody_refused_asks_everybody_again() {
+fn a_retry_after_all_recipients_were_refused_asks_all_of_them_again() {
     let (scene, directory) = sendmail_scene(67);
     for attempt in 1..=2 {
         let to = ["root@localhost", "ann@example.org"];

@@ -115,14 +115,14 @@ fn prefixes_end_at_segments() {
 }
 
 proptest! {
-    /// Whatever the text, parsing ends in a value or an error.
+    /// Parsing any text returns a value or an error.
     #[test]
     fn any_text_is_parsed_or_refused(scheme in "\\PC*", authority in "\\PC*", path in "\\PC*") {
         let _ = Place::of(&scheme, &authority, &path);
         let _ = Place::parse(&format!("https://{authority}{path}"));
     }
 
-    /// What is accepted is written so that it parses to the same.
+    /// The text of an accepted place is parsed to the same place again.
     #[test]
     fn a_parsed_place_is_parsed_again_from_its_text(authority in "[a-z0-9.:\\[\\]-]{1,20}", path in "(/[a-z.%0-9;]{0,6}){0,4}") {
         if let Ok(place) = Place::of("http", &authority, &path) {
@@ -130,8 +130,7 @@ proptest! {
         }
     }
 
-    /// What a URL library makes of an accepted place is the same host, port and path: nobody
-    /// downstream reads it otherwise.
+    /// A URL library parses the text of an accepted place to the same host, port and path.
     #[test]
     fn agrees_with_the_url_standard(authority in "[a-z0-9.:\\[\\]x-]{1,20}", path in "(/[a-z.%0-9;]{0,6}){0,4}") {
         if let Ok(place) = Place::of("http", &authority, &path)
@@ -144,7 +143,7 @@ proptest! {
         }
     }
 
-    /// A covered path stays below its prefix for a server that decodes once and resolves dots.
+    /// A covered path stays below its prefix on a server that decodes once and resolves dots.
     #[test]
     fn nothing_escapes(tail in "(/(\\.|%2e|%2E|%25|2e|;|a|%5c|%2f){0,4}){1,4}") {
         if let Ok(path) = Path::parse(&format!("/v1{tail}")) && Path::parse("/v1/").unwrap().covers(&path) {

@@ -1,4 +1,4 @@
-//! The contents of two files: where they differ first, and what is shown of the difference.
+//! Compares the contents of two files: finds the first difference and what to show of it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,16 +9,17 @@ use super::super::excerpt::{self, Contents, Pieces};
 use super::entry::{Entry, Location, Side, Sides, open_file};
 use super::{BoundReached, Comparison};
 
-/// Places shown of one file whose contents differ, as long as values take less than
-/// [`MANY_VALUES`]; then one.
+/// Maximum number of places that are shown of a file whose contents differ, while all values take
+/// less than [`MANY_VALUES`]. After that it is one.
 const PLACES: usize = 3;
-/// Bytes of values from which on less is shown of each file.
+/// The size of all values in bytes from which on less is shown of each file.
 const MANY_VALUES: usize = 96 << 10;
-/// Bytes of values from which on files are only named.
+/// The size of all values in bytes from which on files are only named.
 const MAX_VALUES: usize = 256 << 10;
-/// Lines are numbered in files whose first difference is not further in than this.
+/// Maximum offset of a first difference in bytes whose line is still numbered.
 const MAX_NUMBERED: u64 = 4 << 20;
-/// Bytes read at once: large enough for sequential disks, small enough to look at the clock often.
+/// Number of bytes per read: large enough for sequential disks, and small enough to check the time
+/// often.
 const CHUNK: usize = 128 << 10;
 
 impl Comparison<'_> {
@@ -30,7 +31,7 @@ impl Comparison<'_> {
     ) -> Result<(), BoundReached> {
         let Sides { previous, current } = entries;
         if previous.executable != current.executable {
-            // As Nix's store has them: 0444, or 0555 with the executable bit.
+            // The modes in Nix's store: 0444, or 0555 with the executable bit.
             let mode = |entry: &Entry| {
                 if entry.executable { "0555".to_owned() } else { "0444".to_owned() }
             };
@@ -57,7 +58,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// The offset of the first byte that differs.
+    /// Returns the offset of the first byte that differs.
     fn first_difference(
         &mut self,
         mut left: impl Read,
@@ -90,8 +91,8 @@ impl Comparison<'_> {
         }
     }
 
-    /// Reports contents that differ first at the byte `at`. What cannot be read again is named
-    /// without its contents.
+    /// Reports contents that differ first at the byte `at`. If they cannot be read again, the file
+    /// is named without its contents.
     fn contents(
         &mut self,
         name: &OsStr,
@@ -127,14 +128,14 @@ impl Comparison<'_> {
     }
 }
 
-/// What was seen on a closer look at a file.
+/// The result of examining the contents of a file.
 struct FileDifference {
     contents: Contents,
-    /// The number of the line at which the look begins.
+    /// The number of the first examined line.
     first_line: Option<u64>,
 }
 
-/// Reads a bounded part of both files again, from a little before the byte `at`.
+/// Reads a bounded part of both files again, from shortly before the byte `at`.
 fn look(left: &File, right: &File, at: u64, places: usize) -> std::io::Result<FileDifference> {
     let start = at.saturating_sub(excerpt::BEFORE as u64);
     let (a, b) = (read_at(left, start, excerpt::WINDOW)?, read_at(right, start, excerpt::WINDOW)?);
@@ -164,7 +165,7 @@ fn read_at(file: &File, start: u64, length: usize) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The number of lines that end before `end`.
+/// Returns the number of lines that end before `end`.
 fn lines_before(file: &File, end: u64) -> std::io::Result<u64> {
     let (mut lines, mut start) = (0, 0);
     while start < end {
@@ -179,7 +180,7 @@ fn lines_before(file: &File, end: u64) -> std::io::Result<u64> {
     Ok(lines)
 }
 
-/// How much of a file differs, by the names of `diff.wit`.
+/// Returns how much of a file differs, under the names that `diff.wit` defines.
 fn totals(contents: &Contents) -> Vec<(String, String)> {
     let Contents { excerpts: _, places, lines, bytes, at_least, reordered } = contents;
     let numbers = [

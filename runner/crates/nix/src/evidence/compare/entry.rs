@@ -66,7 +66,7 @@ pub(super) fn stat(place: Location<'_>) -> std::io::Result<Entry> {
     let stat: Stat = statat(place.directory, place.name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(Entry {
         kind: FileType::from_raw_mode(stat.st_mode),
-        // The bit that Nix looks at (`S_IXUSR`, `archive.cc`).
+        // The bit that Nix reads (`S_IXUSR`, `archive.cc`).
         executable: Mode::from_raw_mode(stat.st_mode).contains(Mode::XUSR),
         size: u64::try_from(stat.st_size).unwrap_or(0),
     })
@@ -81,13 +81,13 @@ pub(super) fn open_file(place: Location<'_>) -> std::io::Result<File> {
     Ok(File::from(openat(place.directory, place.name, flags, Mode::empty())?))
 }
 
-/// A symbolic link in place of the directory is not followed.
+/// Opens a directory. A symbolic link in its place is not followed.
 pub(super) fn open_directory(place: Location<'_>) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECTORY;
     Ok(openat(place.directory, place.name, flags, Mode::empty())?)
 }
 
-/// The names in a directory, without `.` and `..`, as long as there is room and time for them.
+/// Lists the names in a directory, without `.` and `..`, within limits of memory and time.
 pub(super) fn list(
     directory: &OwnedFd,
     room: usize,
@@ -112,7 +112,7 @@ pub(super) fn list(
     Ok(Listing { names, is_whole: true })
 }
 
-/// What holding a name takes, about: the name, and a node of the tree that it is in.
+/// Returns the approximate memory for a name: its length and a node of the tree.
 pub(super) fn cost(name: &OsStr) -> usize {
     name.len() + NODE
 }

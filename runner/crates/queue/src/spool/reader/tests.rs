@@ -148,7 +148,7 @@ proptest! {
         prop_assert_eq!(&scene.taken, &ids);
         scene.put(200);
         scene.scan_all(limit);
-        prop_assert_eq!(scene.taken.len(), ids.len(), "nobody told");
+        prop_assert_eq!(scene.taken.len(), ids.len(), "the reader was not notified");
         scene.reader.look_again();
         scene.scan_all(limit);
         prop_assert_eq!(scene.taken.len(), ids.len() + 1);

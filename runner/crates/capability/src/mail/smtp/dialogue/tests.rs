@@ -6,7 +6,7 @@ use super::*;
 const PATIENCE: Patience =
     Patience { command: Duration::from_secs(20), message: Duration::from_secs(20) };
 
-/// A server that replies to each command with the result of `answer`, and keeps all commands.
+/// A server that replies to each command with the result of `answer`, and records all commands.
 async fn serve(stream: DuplexStream, answer: impl Fn(&str) -> String) -> Vec<String> {
     let mut stream = BufReader::new(stream);
     let mut heard = Vec::new();
@@ -32,7 +32,7 @@ async fn serve(stream: DuplexStream, answer: impl Fn(&str) -> String) -> Vec<Str
                 reply
             }
         };
-        // A client that has seen enough is gone.
+        // The client closes the connection when it has enough.
         if stream.write_all(format!("{reply}\r\n").as_bytes()).await.is_err() {
             return heard;
         }
@@ -54,7 +54,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// Returns the recipients that got `message`, those refused with their replies, and the commands.
+/// The recipients that got `message`, the refused ones with their replies, and the commands.
 struct Told {
     delivered: Vec<String>,
     refused: Result<Vec<(String, String)>>,
@@ -81,7 +81,7 @@ fn send(to: &[&str], message: &[u8], answer: impl Fn(&str) -> String) -> Told {
 }
 
 #[test]
-fn a_recipient_that_is_refused_does_not_keep_the_others_from_the_message() {
+fn a_refused_recipient_does_not_prevent_delivery_to_the_others() {
     for to in [["gone@b", "here@b"], ["here@b", "gone@b"]] {
         let told = send(&to, b"text\r\n", |command| match command {
             "RCPT TO:<gone@b>" => "550 5.1.1 no such user".to_owned(),
@@ -94,7 +94,7 @@ fn a_recipient_that_is_refused_does_not_keep_the_others_from_the_message() {
 }
 
 #[test]
-fn nobody_is_told_of_a_message_that_all_recipients_are_refused_for() {
+fn no_message_is_sent_if_all_recipients_are_refused() {
     let told = send(&["a@b"], b"text\r\n", |command| match command {
         "RCPT TO:<a@b>" => "450 later".to_owned(),
         other => willing(other),
@@ -124,7 +124,7 @@ fn a_server_that_takes_few_recipients_at_once_gets_the_message_several_times() {
 }
 
 #[test]
-fn a_message_that_is_refused_at_its_end_was_delivered_to_nobody() {
+fn a_message_that_is_refused_after_its_data_was_delivered_to_no_recipient() {
     let told = send(&["a@b"], b"text\r\n", |command| match command {
         "END" => "554 looks like spam".to_owned(),
         other => willing(other),
@@ -135,7 +135,7 @@ fn a_message_that_is_refused_at_its_end_was_delivered_to_nobody() {
 }
 
 #[test]
-fn an_old_server_is_told_helo() {
+fn an_old_server_gets_helo() {
     let told = send(&["a@b"], b"text\r\n", |command| match command {
         "EHLO me" => "502 what".to_owned(),
         other => willing(other),
@@ -145,7 +145,7 @@ fn an_old_server_is_told_helo() {
 }
 
 #[test]
-fn a_login_is_by_plain_or_by_login() {
+fn a_login_uses_plain_or_login() {
     for (offered, expected) in [
         ("250-here\r\n250 AUTH LOGIN PLAIN", &["AUTH PLAIN AHVzZXIAcGFzcw=="][..]),
         ("250-here\r\n250 AUTH=LOGIN", &["AUTH LOGIN", "dXNlcg==", "cGFzcw=="]),
@@ -185,7 +185,7 @@ fn text_after_the_reply_to_starttls_does_not_count_as_encrypted() {
 }
 
 #[test]
-fn a_server_that_says_nothing_is_given_up_after_the_time_of_a_command() {
+fn a_silent_server_is_given_up_after_the_time_limit_of_a_command() {
     let problem = run(async {
         // The other end stays open.
         let (client, _server) = tokio::io::duplex(1 << 16);
@@ -200,7 +200,7 @@ fn a_line_without_an_end_is_given_up() {
     let problem = run(async {
         let (client, mut server) = tokio::io::duplex(1 << 16);
         let flood = async {
-            // Ends when the client has gone.
+            // The loop ends when the client closes the connection.
             while server.write_all(&[b'2'; 4096]).await.is_ok() {}
         };
         let talk = Dialogue::begin(Box::new(client), "me", PATIENCE);
@@ -221,7 +221,7 @@ fn a_dot_and_odd_line_ends_do_not_end_a_message() {
 }
 
 proptest! {
-    /// Whatever the message: one end, and nothing but CR LF ends a line.
+    /// Every message has exactly one end, and only CR LF ends a line.
     #[test]
     fn a_message_ends_once(message in proptest::collection::vec(
         prop_oneof![Just(b'.'), Just(b'\r'), Just(b'\n'), Just(0), Just(b'a')], 0..40)
