@@ -44,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "journal", run: targets::journal::run },
     Target { name: "answers", run: targets::answers::run },
     Target { name: "smtp", run: targets::smtp::run },
+    Target { name: "narinfo", run: targets::narinfo::run },
     Target { name: "spool", run: targets::spool::run },
 ];
 

@@ -11,6 +11,7 @@ pub(crate) mod journal;
 pub(crate) mod locks;
 pub(crate) mod machines;
 pub(crate) mod metadata;
+pub(crate) mod narinfo;
 pub(crate) mod runner;
 pub(crate) mod sessions;
 pub(crate) mod smtp;

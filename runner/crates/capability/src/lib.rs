@@ -5,6 +5,7 @@
 //! functions are in `hookrun-host` (`host_call/`), one file per interface. They check grants and
 //! limits and count calls; a service does none of this.
 
+pub mod binary_cache;
 pub mod clock;
 mod context;
 mod error;

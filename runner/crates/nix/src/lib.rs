@@ -5,7 +5,7 @@
 //!
 //! * [`role`]: which hook a process is, or the command line.
 //! * Nix's formats: [`post_build`], [`diff`], [`wire`] (input of the hooks), [`derivation`],
-//!   [`database`], [`nar`], [`machines`], [`store_uri`].
+//!   [`database`], [`nar`], [`narinfo`], [`machines`], [`store_uri`].
 //! * [`caller`], [`installed`]: the calling and the installed Nix. [`versions`]: how versions
 //!   differ. [`bounded`]: runs a program with a time limit.
 //! * [`event`]: the events of hooks. [`evidence`]: the differences between two trees. [`outcome`]:
@@ -31,6 +31,7 @@ pub mod installed;
 pub mod layout;
 pub mod machines;
 pub mod nar;
+pub mod narinfo;
 pub mod outcome;
 pub mod post_build;
 pub mod process;

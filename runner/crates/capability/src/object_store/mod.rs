@@ -6,6 +6,7 @@
 //! decided before ([`crate::grants`]). Every object appears whole or not at all, and what
 //! comes back never holds a secret ([`error`]).
 
+mod bucket;
 mod connector;
 mod error;
 mod half_done;
@@ -16,9 +17,13 @@ mod profile;
 mod put_nar;
 mod requests;
 mod s3;
+mod signed;
 mod transfers;
 mod upload;
 
+pub use bucket::{
+    Bucket, Fetched, Incomplete, Listed, PARALLEL_REQUESTS as BUCKET_REQUESTS, Streamed,
+};
 pub use nars::Stored;
 
 use std::cell::Cell;

@@ -22,6 +22,7 @@ use url::Url;
 
 use super::connector::{self, BoundedConnector};
 use super::s3::{Fetched, one_line, s3};
+use super::signed::Signed;
 use crate::{CapabilityError, SandboxNeeds};
 use hookrun_config as config;
 use hookrun_nix::layout;
@@ -59,6 +60,8 @@ pub(super) struct Open {
     pub directory: Option<PathBuf>,
     /// Whether it takes objects in one piece only.
     pub whole_only: bool,
+    /// Requests that the library does not have, in S3.
+    pub signed: Option<Signed>,
 }
 
 /// Uploads in parts that can be named: what a process has left, another can end.
@@ -137,6 +140,7 @@ pub(super) fn open(
         wrong(&format!("{}; see the keys", one_line(&error.to_string())))
     };
     let mut parts: Option<Arc<dyn MultipartStore>> = None;
+    let mut amazon = None;
     let (store, inner): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
         "file" => {
             let path = url
@@ -151,10 +155,11 @@ pub(super) fn open(
             let from = Arc::clone(builder.clone().build().map_err(build)?.credentials());
             let fetched = Fetched { store: name.to_owned(), from };
             let s3 = Arc::new(builder.with_credentials(Arc::new(fetched)).build().map_err(build)?);
-            if let Some(endpoint) = endpoint {
+            if let Some(endpoint) = &endpoint {
                 place = format!("{place} at {endpoint}");
             }
             parts = Some(Arc::clone(&s3) as _);
+            amazon = Some((Arc::clone(&s3), endpoint.unwrap_or_default()));
             (s3, url.path())
         }
         "gs" => {
@@ -185,6 +190,13 @@ pub(super) fn open(
     };
     let prefix =
         Key::from_url_path(inner).map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
+    let signed = amazon
+        .map(|(s3, service)| {
+            let bucket = url.host_str().unwrap_or_default();
+            Signed::new(&s3, timeout, bucket, &service, &prefix)
+        })
+        .transpose()
+        .map_err(build)?;
     let parts = parts.map(|store| Parts { store, prefix: prefix.clone() });
     let store =
         if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
@@ -196,6 +208,7 @@ pub(super) fn open(
         parts,
         directory: None,
         whole_only: matches!(url.scheme(), "http" | "https"),
+        signed,
     })
 }
 
@@ -282,6 +295,7 @@ pub(super) fn in_memory(name: &str) -> Open {
         parts: None,
         directory: None,
         whole_only: false,
+        signed: None,
     }
 }
 
@@ -308,6 +322,7 @@ fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
         parts: None,
         directory: Some(path.to_owned()),
         whole_only: false,
+        signed: None,
     })
 }
 
