@@ -32,7 +32,7 @@ use super::cache_directory::{ENTRY_MODE, open_directory, prune, put, renew, trus
 pub use super::cache_directory::{Leftovers, OF_CONFIGURATION, OF_TESTS};
 
 /// The end of an entry: the key, the checksum and the length of the code before it, and this mark.
-const MARK: [u8; 16] = *b"hookrun-entry-02";
+const MARK: [u8; 16] = *b"hookrun-entry-03";
 /// A key is a SHA-256 in hexadecimal.
 pub(super) const KEY_LENGTH: usize = 64;
 /// BLAKE3: an interpreter's 35 MiB are read in ten milliseconds.
@@ -74,20 +74,20 @@ impl Cache {
         Self { directory }
     }
 
-    /// The native code of the component whose bytes are `wasm`: from the cache, or from `compile`
-    /// and kept. Maps nothing. Of several processes that need the same, one compiles; the others
-    /// wait for it, at most for `patience`.
+    /// The native code of the component with this [`digest`]: from the cache, or from `compile` and
+    /// kept. Maps nothing. Of several processes that need the same, one compiles; the others wait
+    /// for it, at most for `patience`.
     ///
     /// # Errors
     /// What `compile` says, or that there is no memory to hold its result.
     pub fn code<E: From<std::io::Error>>(
         &self,
         engine: &Engine,
-        wasm: &[u8],
+        digest: &str,
         patience: Duration,
         compile: impl FnOnce() -> std::result::Result<Vec<u8>, E>,
     ) -> std::result::Result<Code, E> {
-        let key = key(engine, wasm);
+        let key = key(engine, digest);
         let directory = open_directory(&self.directory);
         let found = |directory: &OwnedFd| {
             find(directory, &key).map(|file| Code { file, origin: Origin::Mapped })
@@ -184,8 +184,8 @@ pub fn digest(wasm: &[u8]) -> String {
     format!("{:x}", Sha256::digest(wasm))
 }
 
-/// The name of the entry for `wasm` in this engine.
-pub(super) fn key(engine: &Engine, wasm: &[u8]) -> String {
+/// The name of the entry for the component with this [`digest`] in this engine.
+pub(super) fn key(engine: &Engine, digest: &str) -> String {
     /// Feeds a digest from `Hash`, so that the key does not rest on 64 bits.
     struct Sha(Sha256);
     impl Hasher for Sha {
@@ -198,7 +198,7 @@ pub(super) fn key(engine: &Engine, wasm: &[u8]) -> String {
     }
     let mut sha = Sha(Sha256::new());
     sha.0.update(MARK);
-    sha.0.update(Sha256::digest(wasm));
+    sha.0.update(digest);
     // Covers the full version of wasmtime: `ModuleVersionStrategy::WasmtimeVersion`,
     // crates/wasmtime/src/config.rs in 48.0.
     engine.precompile_compatibility_hash().hash(&mut sha);

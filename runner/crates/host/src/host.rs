@@ -69,7 +69,7 @@ impl Host {
         let (mut artifacts, mut verdicts) = (BTreeSet::new(), BTreeSet::new());
         for ready in configured {
             let Artifact { component, context, .. } = &ready.artifact;
-            artifacts.insert(compiled_cache::key(ready.runtime.engine(), &component.wasm));
+            artifacts.insert(compiled_cache::key(ready.runtime.engine(), &component.digest));
             verdicts.insert(Verdicts::key(&component.digest, &context.plugin.config));
             verdicts.extend(component.stamp.as_ref().map(|stamp| stamp.name().to_owned()));
         }
@@ -174,10 +174,10 @@ impl Host {
         let plugin = &artifact.context.plugin;
         let name = plugin.name.as_str();
         let runtime = self.runtime(plugin.limits.get(Limit::Stack))?;
-        let wasm = &artifact.component.wasm;
+        let Component { wasm, digest, .. } = &artifact.component;
         let compile = || self.compiler.compile(runtime.engine(), plugin, wasm);
         let patience = self.compiler.patience(plugin);
-        let code = self.cache.code(runtime.engine(), wasm, patience, compile);
+        let code = self.cache.code(runtime.engine(), digest, patience, compile);
         let code = code.map_err(|error| {
             let whole = |message: String| config.error(&["plugins", name, "source"], message);
             let (keys, message) = match error {

@@ -35,13 +35,14 @@ impl Scene {
 
     fn origin_of(&self, cache: &Cache, wasm: &[u8]) -> Origin {
         let compile = || Ok::<_, std::io::Error>(self.engine.precompile_component(wasm).unwrap());
-        let code = cache.code(&self.engine, wasm, Duration::from_mins(1), compile).unwrap();
+        let code =
+            cache.code(&self.engine, &digest(wasm), Duration::from_mins(1), compile).unwrap();
         code.map(&self.engine).unwrap();
         code.origin
     }
 
     fn entry(&self) -> PathBuf {
-        self.cache.directory.join(key(&self.engine, EMPTY))
+        self.cache.directory.join(key(&self.engine, &digest(EMPTY)))
     }
 }
 
@@ -103,7 +104,7 @@ fn an_entry_for_another_component_is_a_miss() {
     let scene = Scene::new();
     scene.get();
     let other = [EMPTY, b"\0\x02\x01x"].concat();
-    let name = scene.cache.directory.join(key(&scene.engine, &other));
+    let name = scene.cache.directory.join(key(&scene.engine, &digest(&other)));
     std::fs::copy(scene.entry(), name).unwrap();
     assert_eq!(
         scene.origin_of(&scene.cache, &other),
@@ -177,7 +178,7 @@ impl Scene {
         // A custom section with an empty name and these bytes.
         let wasm = [EMPTY, b"\0\x05\0".as_slice(), &number.to_le_bytes()].concat();
         self.origin_of(&self.cache, &wasm);
-        let name = key(&self.engine, &wasm);
+        let name = key(&self.engine, &digest(&wasm));
         self.age(&name, days);
         name
     }
@@ -229,11 +230,11 @@ fn many_changes_in_a_day_remove_nothing() {
 fn use_renews_the_age_of_an_entry() {
     let scene = Scene::new();
     scene.get();
-    scene.age(&key(&scene.engine, EMPTY), 40);
+    scene.age(&key(&scene.engine, &digest(EMPTY)), 40);
     scene.put(1, 40);
     assert_eq!(scene.get(), Origin::Mapped);
     scene.cache.prune(&BTreeSet::new(), OF_CONFIGURATION);
-    assert_eq!(scene.entries(), BTreeSet::from([key(&scene.engine, EMPTY)]));
+    assert_eq!(scene.entries(), BTreeSet::from([key(&scene.engine, &digest(EMPTY))]));
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn one_of_many_compiles() {
             compiled.fetch_add(1, Ordering::Relaxed);
             Ok::<_, std::io::Error>(scene.engine.precompile_component(EMPTY).unwrap())
         };
-        scene.cache.code(&scene.engine, EMPTY, Duration::from_mins(1), compile).unwrap();
+        scene.cache.code(&scene.engine, &digest(EMPTY), Duration::from_mins(1), compile).unwrap();
     };
     std::thread::scope(|threads| {
         for _ in 0..8 {
@@ -261,7 +262,7 @@ fn nobody_waits_longer_than_its_patience_for_another() {
     let scene = Scene::new();
     scene.get();
     let directory = open_directory(&scene.cache.directory).unwrap();
-    let name = key(&scene.engine, EMPTY);
+    let name = key(&scene.engine, &digest(EMPTY));
     let _other = Compiling::begin(&directory, &name, Duration::from_millis(1)).unwrap();
     assert!(Compiling::begin(&directory, &name, Duration::from_millis(30)).is_none());
 }
