@@ -255,7 +255,10 @@ fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
         Purpose::Queue => Services::new(&config, &setup.dirs),
         Purpose::Policy => Services::for_policy(&config, &setup.dirs),
     };
-    let host = Host::new(&setup.dirs, compiler);
+    let host = match setup.purpose {
+        Purpose::Queue => Host::new(&setup.dirs, compiler).with_pool(config.worker.concurrency),
+        Purpose::Policy => Host::new(&setup.dirs, compiler),
+    };
     let readied =
         Readied::new(config, services, &host, &setup.plugins, setup.purpose == Purpose::Queue);
     readied.compile_for_next_hook(&setup.dirs);

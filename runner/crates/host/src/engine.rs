@@ -8,7 +8,11 @@
 use std::sync::Once;
 use std::time::Duration;
 
-use wasmtime::{Config, Engine, EngineWeak, Result};
+use wasmtime::{
+    Config, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Result,
+};
+
+use hookrun_config::{Limit, Limits};
 
 use super::host_call::Imports;
 
@@ -19,12 +23,49 @@ const TICK: Duration = Duration::from_millis(10);
 /// MiB less the default guest stack of 512 KiB.
 const HOST_STACK: usize = 1536 << 10;
 
+/// Runs at once for which there is a pool; beyond it, address space becomes scarce.
+const MOST_POOLED: usize = 256;
+
+/// What a component may have for its instances to come from a pool: components of the SDK and of
+/// `wit-component` have one memory and two tables. The rest are allocated as they come.
+const POOLED_MEMORIES: u32 = 1;
+const POOLED_TABLES: u32 = 3;
+const POOLED_INSTANCES: u32 = 16;
+
+/// Bytes of a table and of a stack that are overwritten with zeros after a run, and stay in memory
+/// for the next one: more than small plugins use. What is beyond goes back to the kernel at once,
+/// and so does all of a guest's memory, of which an idle runner must hold nothing.
+const KEPT_TABLE: usize = 4 << 10;
+const KEPT_STACK: usize = 32 << 10;
+
 /// An engine with everything linked. Engines differ only in the guest's stack, which is a setting
 /// of the engine and not of the store.
 pub struct Runtime {
     engine: Engine,
     imports: Imports,
     ticking: Once,
+    is_pooled: bool,
+}
+
+/// Where the memory of guests comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Allocation {
+    /// Mapped for each run and unmapped after it: for a process that runs few.
+    OnDemand,
+    /// From slots for so many runs at once, which are mapped once.
+    Pooled(usize),
+}
+
+impl Allocation {
+    /// What is right for a plugin with these limits in a process that allocates like this. A plugin
+    /// that may have more than a slot offers has no slot.
+    pub fn for_limits(self, limits: &Limits) -> Self {
+        let table = limits.get(Limit::TableElements) <= Limit::TableElements.default();
+        match self {
+            Self::Pooled(runs) if table && runs <= MOST_POOLED => self,
+            _ => Self::OnDemand,
+        }
+    }
 }
 
 impl Runtime {
@@ -33,10 +74,21 @@ impl Runtime {
     ///
     /// # Errors
     /// This machine cannot run the engine.
-    pub fn new(stack: u64) -> Result<Self> {
-        let engine = Engine::new(&settings(stack))?;
+    pub fn new(stack: u64, allocation: Allocation) -> Result<Self> {
+        // Without address space for a pool, as under `ulimit -v`, there is none.
+        let pooled = match allocation {
+            Allocation::Pooled(runs) => Engine::new(&pooled(stack, runs)).ok(),
+            Allocation::OnDemand => None,
+        };
+        let is_pooled = pooled.is_some();
+        let engine = pooled.map_or_else(|| Engine::new(&settings(stack)), Ok)?;
         let imports = Imports::new(&engine)?;
-        Ok(Self { engine, imports, ticking: Once::new() })
+        Ok(Self { engine, imports, ticking: Once::new(), is_pooled })
+    }
+
+    /// Whether guests get slots of a pool, which not every component fits into.
+    pub fn is_pooled(&self) -> bool {
+        self.is_pooled
     }
 
     /// Starts to count epochs, once.
@@ -74,6 +126,29 @@ pub(super) fn settings(stack: u64) -> Config {
     config
 }
 
+/// The same code, and slots for `runs` guests at once. The limits of a plugin hold as without them
+/// ([`super::limits`]): a slot has the address space that any guest has, and no memory of its own.
+fn pooled(stack: u64, runs: usize) -> Config {
+    let runs = u32::try_from(runs).unwrap_or(u32::MAX);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(runs)
+        .total_core_instances(runs.saturating_mul(POOLED_INSTANCES))
+        .total_memories(runs.saturating_mul(POOLED_MEMORIES))
+        .total_tables(runs.saturating_mul(POOLED_TABLES))
+        .total_stacks(runs)
+        .max_core_instances_per_component(POOLED_INSTANCES)
+        .max_memories_per_component(POOLED_MEMORIES)
+        .max_tables_per_component(POOLED_TABLES)
+        .max_tables_per_module(POOLED_TABLES)
+        .table_elements(usize::try_from(Limit::TableElements.default()).unwrap_or(usize::MAX))
+        .max_unused_warm_slots(runs)
+        .table_keep_resident(KEPT_TABLE)
+        .async_stack_keep_resident(KEPT_STACK);
+    let mut config = settings(stack);
+    config.async_stack_zeroing(true).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
 /// Counts epochs until the engine is gone.
 fn tick(engine: &EngineWeak) {
     loop {
@@ -82,5 +157,32 @@ fn tick(engine: &EngineWeak) {
             Some(engine) => engine.increment_epoch(),
             None => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compiled_cache::key;
+
+    const STACK: u64 = 512 << 10;
+
+    #[test]
+    fn pooled_and_other_guests_run_the_same_code() {
+        let one = Runtime::new(STACK, Allocation::Pooled(4)).unwrap();
+        let other = Runtime::new(STACK, Allocation::OnDemand).unwrap();
+        assert!(one.is_pooled() && !other.is_pooled());
+        assert_eq!(key(one.engine(), "digest"), key(other.engine(), "digest"));
+    }
+
+    #[test]
+    fn a_plugin_that_may_have_more_than_a_slot_gets_none() {
+        let mut limits = Limits::default();
+        let pooled = Allocation::Pooled(MOST_POOLED);
+        assert_eq!(pooled.for_limits(&limits), pooled);
+        let too_many = Allocation::Pooled(MOST_POOLED + 1);
+        assert_eq!(too_many.for_limits(&limits), Allocation::OnDemand);
+        limits.set(Limit::TableElements, Limit::TableElements.default() + 1);
+        assert_eq!(pooled.for_limits(&limits), Allocation::OnDemand);
     }
 }

@@ -11,12 +11,12 @@ use super::artifact::{Artifact, Component, plugin_error};
 use super::bundled;
 use super::compile::{CompileError, Compiler};
 use super::compiled_cache::{self, Cache, Leftovers, Origin};
-use super::engine::Runtime;
+use super::engine::{Allocation, Runtime};
 use super::error::PluginError;
 use super::examine::{ExamineError, Examined};
 use super::linked::{LinkedPlugin, ReadyPlugin};
 use super::verdicts::{Stamp, Verdicts};
-use hookrun_config::{self as config, Config, Limit, PluginSource};
+use hookrun_config::{self as config, Config, Limit, Limits, PluginSource};
 use hookrun_nix::dirs::{self, Dirs};
 use hookrun_nix::event::HookKind;
 
@@ -36,22 +36,31 @@ pub struct Host {
     cache: Cache,
     verdicts: Verdicts,
     compiler: Compiler,
-    /// By stack size, which is a setting of the engine.
-    runtimes: Mutex<BTreeMap<u64, Arc<Runtime>>>,
+    allocation: Allocation,
+    /// By what is a setting of the engine: the stack size, and where memory comes from.
+    runtimes: Mutex<BTreeMap<(u64, Allocation), Arc<Runtime>>>,
 }
 
 impl Host {
     /// A host with its cache in `dirs`. Starts nothing yet.
     pub fn new(dirs: &Dirs, compiler: Compiler) -> Self {
         let (cache, verdicts) = (Cache::new(dirs.artifacts()), Verdicts::new(dirs.verdicts()));
-        Self { cache, verdicts, compiler, runtimes: Mutex::default() }
+        let allocation = Allocation::OnDemand;
+        Self { cache, verdicts, compiler, allocation, runtimes: Mutex::default() }
+    }
+
+    /// The same for a process that does nothing but run plugins, so many at once.
+    #[must_use]
+    pub fn with_pool(self, runs: usize) -> Self {
+        Self { allocation: Allocation::Pooled(runs), ..self }
     }
 
     /// A host for plugins under test, whose cache is none of the installation's.
     pub fn for_tests(compiler: Compiler) -> Self {
         let (cache, verdicts) =
             (Cache::new(dirs::test_artifacts()), Verdicts::new(dirs::test_verdicts()));
-        Self { cache, verdicts, compiler, runtimes: Mutex::default() }
+        let allocation = Allocation::OnDemand;
+        Self { cache, verdicts, compiler, allocation, runtimes: Mutex::default() }
     }
 
     /// Where compiled plugins are.
@@ -173,7 +182,7 @@ impl Host {
         let begun = Instant::now();
         let plugin = &artifact.context.plugin;
         let name = plugin.name.as_str();
-        let runtime = self.runtime(plugin.limits.get(Limit::Stack))?;
+        let runtime = self.runtime(&plugin.limits)?;
         let Component { wasm, digest, .. } = &artifact.component;
         let compile = || self.compiler.compile(runtime.engine(), plugin, wasm);
         let patience = self.compiler.patience(plugin);
@@ -223,15 +232,17 @@ impl Host {
         self.prepare(plugin, config)?.link(config)
     }
 
-    fn runtime(&self, stack: u64) -> Result<Arc<Runtime>, PluginError> {
+    fn runtime(&self, limits: &Limits) -> Result<Arc<Runtime>, PluginError> {
+        let (stack, allocation) = (limits.get(Limit::Stack), self.allocation.for_limits(limits));
         let mut runtimes = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(runtime) = runtimes.get(&stack) {
+        if let Some(runtime) = runtimes.get(&(stack, allocation)) {
             return Ok(Arc::clone(runtime));
         }
         let runtime = Arc::new(
-            Runtime::new(stack).map_err(|error| PluginError::Engine(format!("{error:#}")))?,
+            Runtime::new(stack, allocation)
+                .map_err(|error| PluginError::Engine(format!("{error:#}")))?,
         );
-        runtimes.insert(stack, Arc::clone(&runtime));
+        runtimes.insert((stack, allocation), Arc::clone(&runtime));
         Ok(runtime)
     }
 }

@@ -9,13 +9,13 @@ use wasmtime::component::InstancePre;
 use super::artifact::{Artifact, Component};
 use super::bindings::exports::hookrun::{builder_selection, diff, post_build};
 use super::compiled_cache::{Code, Origin};
-use super::engine::Runtime;
+use super::engine::{Allocation, Runtime};
 use super::error::PluginError;
 use super::host_call::RunState;
 use super::metadata::Metadata;
 use hookrun_capability::PluginContext;
 use hookrun_capability::grants::Effective;
-use hookrun_config::Config;
+use hookrun_config::{Config, Limit};
 use hookrun_nix::event::HookKind;
 
 /// A plugin whose native code is open, and not mapped yet.
@@ -47,7 +47,7 @@ impl ReadyPlugin {
             artifact:
                 Artifact { component: Component { digest, .. }, description, hooks, context, .. },
             code,
-            runtime,
+            mut runtime,
             time,
         } = self;
         let name = context.plugin.name.as_str();
@@ -59,9 +59,16 @@ impl ReadyPlugin {
             );
             PluginError::Config(config.error(&["plugins", name, "source"], message))
         };
-        runtime.start().map_err(|cause| PluginError::Engine(format!("{cause:#}")))?;
-        let component =
-            code.map(runtime.engine()).map_err(|cause| error("cannot be mapped", &cause))?;
+        let engine = |cause: wasmtime::Error| PluginError::Engine(format!("{cause:#}"));
+        let mut mapped = code.map(runtime.engine());
+        if mapped.is_err() && runtime.is_pooled() {
+            // More memories or tables than a slot has.
+            let stack = context.plugin.limits.get(Limit::Stack);
+            runtime = Arc::new(Runtime::new(stack, Allocation::OnDemand).map_err(engine)?);
+            mapped = code.map(runtime.engine());
+        }
+        let component = mapped.map_err(|cause| error("cannot be mapped", &cause))?;
+        runtime.start().map_err(engine)?;
         let instance = runtime
             .linker()
             .instantiate_pre(&component)
