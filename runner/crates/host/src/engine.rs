@@ -23,18 +23,19 @@ const TICK: Duration = Duration::from_millis(10);
 /// MiB less the default guest stack of 512 KiB.
 const HOST_STACK: usize = 1536 << 10;
 
-/// Runs at once for which there is a pool; beyond it, address space becomes scarce.
+/// Maximum number of concurrent runs with a pool. More slots would use too much address space.
 const MOST_POOLED: usize = 256;
 
-/// What a component may have for its instances to come from a pool: components of the SDK and of
-/// `wit-component` have one memory and two tables. The rest are allocated as they come.
+/// Maximum numbers of memories, tables and core instances of a component that fits a slot.
+/// Components of the SDK and of `wit-component` have one memory and two tables. Larger ones are
+/// allocated on demand.
 const POOLED_MEMORIES: u32 = 1;
 const POOLED_TABLES: u32 = 3;
 const POOLED_INSTANCES: u32 = 16;
 
-/// Bytes of a table and of a stack that are overwritten with zeros after a run, and stay in memory
-/// for the next one: more than small plugins use. What is beyond goes back to the kernel at once,
-/// and so does all of a guest's memory, of which an idle runner must hold nothing.
+/// Bytes of a table and of a stack that are overwritten with zeros after a run and stay in memory
+/// for the next one; small plugins use less. The rest is returned to the kernel at once, and so is
+/// the whole memory of the guest, so that an idle runner holds none.
 const KEPT_TABLE: usize = 4 << 10;
 const KEPT_STACK: usize = 32 << 10;
 
@@ -47,18 +48,19 @@ pub struct Runtime {
     is_pooled: bool,
 }
 
-/// Where the memory of guests comes from.
+/// How the memory of guests is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Allocation {
-    /// Mapped for each run and unmapped after it: for a process that runs few.
+    /// Mapped for each run and unmapped after it, for a process with few runs.
     OnDemand,
-    /// From slots for so many runs at once, which are mapped once.
+    /// In slots that are mapped once, for this number of concurrent runs.
     Pooled(usize),
 }
 
 impl Allocation {
-    /// What is right for a plugin with these limits in a process that allocates like this. A plugin
-    /// that may have more than a slot offers has no slot.
+    /// Returns the allocation for a plugin with these limits. A plugin whose limits exceed a slot is
+    /// allocated on demand.
+    #[must_use]
     pub fn for_limits(self, limits: &Limits) -> Self {
         let table = limits.get(Limit::TableElements) <= Limit::TableElements.default();
         match self {
@@ -75,7 +77,7 @@ impl Runtime {
     /// # Errors
     /// This machine cannot run the engine.
     pub fn new(stack: u64, allocation: Allocation) -> Result<Self> {
-        // Without address space for a pool, as under `ulimit -v`, there is none.
+        // If address space is limited (`ulimit -v`), the pool cannot be reserved.
         let pooled = match allocation {
             Allocation::Pooled(runs) => Engine::new(&pooled(stack, runs)).ok(),
             Allocation::OnDemand => None,
@@ -86,7 +88,7 @@ impl Runtime {
         Ok(Self { engine, imports, ticking: Once::new(), is_pooled })
     }
 
-    /// Whether guests get slots of a pool, which not every component fits into.
+    /// Returns whether guests run in slots of a pool. Not every component fits one.
     pub fn is_pooled(&self) -> bool {
         self.is_pooled
     }
@@ -126,8 +128,8 @@ pub(super) fn settings(stack: u64) -> Config {
     config
 }
 
-/// The same code, and slots for `runs` guests at once. The limits of a plugin hold as without them
-/// ([`super::limits`]): a slot has the address space that any guest has, and no memory of its own.
+/// Returns [`settings`] with slots for `runs` concurrent guests. The limits of a plugin apply as
+/// without a pool ([`super::limits`]), because a slot reserves only address space.
 fn pooled(stack: u64, runs: usize) -> Config {
     let runs = u32::try_from(runs).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();

@@ -37,7 +37,7 @@ pub struct Host {
     verdicts: Verdicts,
     compiler: Compiler,
     allocation: Allocation,
-    /// By what is a setting of the engine: the stack size, and where memory comes from.
+    /// Engines by their settings: the stack size and the allocation.
     runtimes: Mutex<BTreeMap<(u64, Allocation), Arc<Runtime>>>,
 }
 
@@ -49,7 +49,7 @@ impl Host {
         Self { cache, verdicts, compiler, allocation, runtimes: Mutex::default() }
     }
 
-    /// The same for a process that does nothing but run plugins, so many at once.
+    /// Returns a host with a pool, for a process that only runs plugins; `runs` of them at once.
     #[must_use]
     pub fn with_pool(self, runs: usize) -> Self {
         Self { allocation: Allocation::Pooled(runs), ..self }

@@ -62,7 +62,7 @@ impl ReadyPlugin {
         let engine = |cause: wasmtime::Error| PluginError::Engine(format!("{cause:#}"));
         let mut mapped = code.map(runtime.engine());
         if mapped.is_err() && runtime.is_pooled() {
-            // More memories or tables than a slot has.
+            // The component may have more memories or tables than a slot.
             let stack = context.plugin.limits.get(Limit::Stack);
             runtime = Arc::new(Runtime::new(stack, Allocation::OnDemand).map_err(engine)?);
             mapped = code.map(runtime.engine());
