@@ -2,15 +2,15 @@
 //! build.
 //!
 //! Called by [`crate::role`] after the event has been handed over, so that other plugins get the
-//! event even if a gate is killed. Only gates run inside the process of a hook. A gate that refuses,
-//! traps, reaches a limit or does not load fails the build. Other problems, such as an unreadable
-//! configuration, do not; `hookrun check` reports them.
+//! event even if a gate is killed. Only gates run inside the process of a hook. A gate that
+//! refuses, traps, reaches a limit or does not load fails the build. Other problems, such as an
+//! unreadable configuration, do not; `hookrun check` reports them.
 
 use crate::supervise::needs;
 use crate::supervise::runner::Readied;
 use crate::supervise::supervisor::admits;
 use hookrun_capability::Services;
-use hookrun_config::{Config, Plugin, Text};
+use hookrun_config::{Config, ConfigText, Plugin};
 use hookrun_host::wall::Wall;
 use hookrun_host::{Compiler, Host};
 use hookrun_nix::dirs::Dirs;
@@ -18,10 +18,10 @@ use hookrun_nix::event::{Event, HookKind};
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::outcome::Outcome;
 use hookrun_queue::envelope;
-use hookrun_queue::guard::Ended;
+use hookrun_queue::guard::HookResult;
 
 /// Runs the gates on an event that a hook has handed over.
-pub fn run(handed_over: &Ended) -> Exit {
+pub fn run(handed_over: &HookResult) -> Exit {
     // Most installations have no gate. In that case neither the parser nor the engine is used.
     if !handed_over.may_have_gate() {
         return Exit::Done;
@@ -29,7 +29,7 @@ pub fn run(handed_over: &Ended) -> Exit {
     let dirs = Dirs::from_env();
     let text = handed_over
         .configuration()
-        .or_else(|| Text::in_force(&dirs).ok().filter(Text::may_have_gate));
+        .or_else(|| ConfigText::in_force(&dirs).ok().filter(ConfigText::may_have_gate));
     let (Some(text), Some(sealed)) = (text, handed_over.event()) else { return Exit::Done };
     let (Ok(config), Ok(event)) = (text.parse(), envelope::open(&sealed)) else {
         return Exit::Done;
@@ -77,7 +77,7 @@ fn refusal<'a>(
     let all = |reason: String| (first, reason);
     let names: Vec<String> = gates.iter().map(|gate| gate.name.clone()).collect();
     // Nix is blocked, so nothing is compiled here.
-    let host = Host::new(dirs, Compiler::Nobody);
+    let host = Host::new(dirs, Compiler::Disabled);
     let mut own = config.clone();
     own.plugins.retain(|name, _| names.contains(name));
     let services = Services::new(&own, dirs);

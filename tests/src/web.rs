@@ -24,7 +24,7 @@ pub use sandbox::{Done, WebSandbox, get, post, sends};
 
 /// A request that the server received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct ReceivedRequest {
     /// The method.
     pub method: String,
     /// The path and the query.
@@ -35,7 +35,7 @@ pub struct Seen {
     pub body: Vec<u8>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     /// Returns the values of a header.
     pub fn header(&self, name: &str) -> Vec<&str> {
         self.headers
@@ -52,7 +52,7 @@ impl Seen {
 #[derive(Debug)]
 pub struct WebServer {
     address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<ReceivedRequest>>>,
     task: tokio::task::JoinHandle<()>,
     authority: Option<tempfile::NamedTempFile>,
 }
@@ -92,7 +92,7 @@ impl WebServer {
     async fn start(tls: Option<TlsAcceptor>, authority: Option<tempfile::NamedTempFile>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let seen: Arc<Mutex<Vec<ReceivedRequest>>> = Arc::default();
         let kept = seen.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -113,7 +113,7 @@ impl WebServer {
     }
 
     /// Returns the requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<ReceivedRequest> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -124,7 +124,11 @@ impl Drop for WebServer {
     }
 }
 
-async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, seen: Arc<Mutex<Vec<Seen>>>) {
+async fn serve(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    seen: Arc<Mutex<Vec<ReceivedRequest>>>,
+) {
     let service = service_fn(move |request| answer(request, seen.clone()));
     let http = hyper::server::conn::http1::Builder::new();
     // In some tests the client closes the connection early.
@@ -139,7 +143,7 @@ async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, seen: Arc<Mutex<Vec<
 
 async fn answer(
     request: Request<Incoming>,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<ReceivedRequest>>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default();
@@ -149,7 +153,7 @@ async fn answer(
         head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     let length = body.len();
     let target = head.uri.to_string();
-    seen.lock().unwrap_or_else(PoisonError::into_inner).push(Seen {
+    seen.lock().unwrap_or_else(PoisonError::into_inner).push(ReceivedRequest {
         method: head.method.to_string(),
         target,
         headers,

@@ -14,7 +14,7 @@ use hookrun_capability::grants::{Effective, Wants};
 use hookrun_capability::mail::Message;
 use hookrun_capability::nix_store::real::Real;
 use hookrun_capability::nix_store::{Backend as _, Budget, StoreScopeCheck};
-use hookrun_capability::{PluginContext, Scope};
+use hookrun_capability::{EventScope, PluginContext};
 use hookrun_config::{Config, StoreScope};
 use hookrun_nix::database::PathInfo;
 use hookrun_nix::dirs::Dirs;
@@ -114,7 +114,7 @@ fn scope(services: &Services, paths: &[String]) {
         let reach = StoreScopeCheck::new(
             services.nix_stores(),
             &plugin,
-            &Scope { nix, paths: vec![IN_SCOPE.to_owned()], event: String::new() },
+            &EventScope { nix, paths: vec![IN_SCOPE.to_owned()], event: String::new() },
         );
         if reach.check(paths).is_ok() {
             assert!(

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use hookrun_capability::http::address;
-use hookrun_config::http::{self, HttpGrant, HttpTarget, Place};
+use hookrun_config::http::{self, HttpGrant, HttpTarget, HttpUrl};
 
 pub(crate) fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -15,35 +15,35 @@ pub(crate) fn run(data: &[u8]) {
     let mut line = || lines.next().unwrap_or_default();
     let (url, scheme, authority, path, method, ip) =
         (line(), line(), line(), line(), line(), line());
-    let granted = match Place::parse(url) {
-        Ok(place) => {
+    let granted = match HttpUrl::parse(url) {
+        Ok(url) => {
             assert_eq!(
-                Place::parse(&place.to_string()),
-                Ok(place.clone()),
+                HttpUrl::parse(&url.to_string()),
+                Ok(url.clone()),
                 "what is written is read as the same"
             );
-            Some(place)
+            Some(url)
         }
         Err(flaw) => {
             assert!(!flaw.to_string().is_empty());
             None
         }
     };
-    let Ok(asked) = Place::of(scheme, authority, path) else { return };
+    let Ok(asked) = HttpUrl::of(scheme, authority, path) else { return };
     // What is checked is what is sent.
-    let sent = Place::of(asked.scheme.as_str(), &asked.authority(), asked.path.as_str());
+    let sent = HttpUrl::of(asked.scheme.as_str(), &asked.authority(), asked.path.as_str());
     assert_eq!(sent.as_ref(), Ok(&asked));
     assert!(!asked.authority().contains(['@', '/', ' ', '\r', '\n', '\\']), "{asked:?}");
     assert!(!asked.path.as_str().contains([' ', '\r', '\n', '\0']), "{asked:?}");
     let Some(granted) = granted else { return };
     let grant = HttpGrant {
-        place: Some(granted.clone()),
+        url: Some(granted.clone()),
         methods: vec!["GET".to_owned()],
         address: Vec::new(),
         ca_file: None,
         credential: None,
     };
-    let target = HttpTarget { method: method.to_owned(), place: asked.clone() };
+    let target = HttpTarget { method: method.to_owned(), url: asked.clone() };
     match http::granting(std::slice::from_ref(&grant), &target) {
         Ok(_) => {
             assert_eq!(

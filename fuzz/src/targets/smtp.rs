@@ -8,14 +8,14 @@ use std::io::Cursor;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use hookrun_capability::mail::smtp::dialogue::{Dialogue, Patience, Problem};
+use hookrun_capability::mail::smtp::dialogue::{Dialogue, DialogueError, ReplyTimeouts};
 use hookrun_capability::mail::smtp::reply::{MAX_LINES, MAX_REPLY, Reply};
 use tokio::runtime::Runtime;
 
 const TO: [&str; 3] = ["a@example.org", "b@example.org", "c@example.org"];
 /// No server of a test is slow.
-const PATIENCE: Patience =
-    Patience { command: Duration::from_mins(1), message: Duration::from_mins(1) };
+const PATIENCE: ReplyTimeouts =
+    ReplyTimeouts { command: Duration::from_mins(1), message: Duration::from_mins(1) };
 
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
@@ -69,12 +69,12 @@ async fn talk(data: &[u8], login: bool, tls: bool) {
     dialogue.quit().await;
 }
 
-fn check(problem: &Problem) {
+fn check(problem: &DialogueError) {
     match problem {
-        Problem::Refused(reply) => check_reply(reply),
-        Problem::Silent(_) => panic!("a server that has ended is not silent"),
-        Problem::Reply(error) => assert!(!error.to_string().is_empty()),
-        Problem::Lacking(what) => assert!(!what.is_empty()),
+        DialogueError::Refused(reply) => check_reply(reply),
+        DialogueError::Silent(_) => panic!("a server that has ended is not silent"),
+        DialogueError::Reply(error) => assert!(!error.to_string().is_empty()),
+        DialogueError::Lacking(what) => assert!(!what.is_empty()),
     }
 }
 

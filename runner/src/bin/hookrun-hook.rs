@@ -1,9 +1,9 @@
 //! `hookrun-hook`: the post-build hook and the diff hook in a small program.
 //!
 //! Each build waits for its hook to start, so this program has no engine, async runtime or
-//! command-line parser, and is linked statically where that is possible (`build.rs`). `hookrun` must
-//! be in the same directory: hookrun-hook executes it for gates and for all other roles, and starts
-//! it as the worker.
+//! command-line parser, and is linked statically where that is possible (`build.rs`). `hookrun`
+//! must be in the same directory: hookrun-hook executes it for gates and for all other roles, and
+//! starts it as the worker.
 //!
 //! With glibc the program uses the C entry point, because the start-up code of the standard library
 //! (alternative signal stack, reading `/proc/self/maps`) takes a tenth of a hook's time.
@@ -17,7 +17,7 @@ use std::process::Command;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::role::Role;
 use hookrun_nix::terminal::say;
-use hookrun_queue::guard::Ended;
+use hookrun_queue::guard::HookResult;
 use hookrun_queue::{hand_over, spawn};
 
 /// Called by the C library. The arguments are in [`std::env::args_os`], which glibc fills earlier.
@@ -53,7 +53,7 @@ fn run() -> Exit {
 }
 
 /// Executes `hookrun`, which runs the gates, if there may be any.
-fn gates(handed_over: Ended) -> Exit {
+fn gates(handed_over: HookResult) -> Exit {
     if !handed_over.may_have_gate() {
         return Exit::Done;
     }
@@ -63,7 +63,7 @@ fn gates(handed_over: Ended) -> Exit {
         "the build fails: {} cannot be executed ({error}), and a plugin may have `gate = true`; \
          install hookrun in the directory of {}",
         program.display(),
-        spawn::THIN_PROGRAM,
+        spawn::SMALL_HOOK,
     ));
     Exit::Failed
 }
@@ -84,7 +84,7 @@ fn everything_else() -> Exit {
         "{} cannot be executed ({error}); install hookrun in the directory of {}, which contains \
          only the post-build hook and the diff hook",
         program.display(),
-        spawn::THIN_PROGRAM,
+        spawn::SMALL_HOOK,
     ));
     Exit::Environment
 }

@@ -11,7 +11,7 @@ use super::{CliError, Context, sandbox};
 use crate::doctor::secrets;
 use crate::supervise::needs;
 use crate::supervise::tryout::{self, Trial, TrialOutcome};
-use hookrun_capability::{Finding, Services};
+use hookrun_capability::{ServiceFinding, Services};
 use hookrun_config::{Config, KeyError, SecretFile};
 use hookrun_host::wall::{Identity, Wall};
 use hookrun_host::{Compiler, Host, PluginError, bundled};
@@ -50,7 +50,7 @@ pub(super) struct TryArgs {
 /// A problem that was found.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Problem {
+struct CheckProblem {
     #[serde(skip)]
     exit: Exit,
     message: String,
@@ -58,16 +58,16 @@ struct Problem {
 
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Report {
+struct CheckReport {
     config: String,
     /// The parts that are valid, one line each.
     good: Vec<String>,
-    problems: Vec<Problem>,
+    problems: Vec<CheckProblem>,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let mut report =
-        Report { config: context.dirs.config.display().to_string(), ..Report::default() };
+        CheckReport { config: context.dirs.config.display().to_string(), ..CheckReport::default() };
     match context.config() {
         Ok(config) => {
             let origin = config.origin();
@@ -75,7 +75,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             all(context, &config, args.live, &mut report);
         }
         Err(error) => {
-            report.problems.push(Problem { exit: error.exit, message: error.to_string() });
+            report.problems.push(CheckProblem { exit: error.exit, message: error.to_string() });
         }
     }
     match args.format {
@@ -98,7 +98,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         .unwrap_or(Exit::Done))
 }
 
-fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
+fn all(context: &Context, config: &Config, live: bool, report: &mut CheckReport) {
     // Without a state directory, services would report the same problem again.
     let state = state(context, report);
     if state {
@@ -106,7 +106,7 @@ fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
     }
     // The following checks run as the user that guests run as.
     if let Err(message) = needs::identity(config) {
-        report.problems.push(Problem { exit: Exit::Configuration, message });
+        report.problems.push(CheckProblem { exit: Exit::Configuration, message });
         return;
     }
     if state {
@@ -115,13 +115,13 @@ fn all(context: &Context, config: &Config, live: bool, report: &mut Report) {
     report.good.push(format!("guests run as {}", sandbox::guests(Some(config))));
     for message in sandbox::problems(config) {
         let exit = if config.worker.require_sandbox { Exit::Environment } else { Exit::Done };
-        report.problems.push(Problem { exit, message });
+        report.problems.push(CheckProblem { exit, message });
     }
     plugins(context, config, report);
 }
 
 /// Checks which services the user that runs plugins can use.
-fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Report) {
+fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut CheckReport) {
     match tryout::try_all(&context.dirs, live) {
         Ok(tried) => {
             for Trial { keys, message, outcome } in tried {
@@ -136,24 +136,24 @@ fn as_plugins(context: &Context, config: &Config, live: bool, report: &mut Repor
                     TrialOutcome::Failed => Exit::Configuration,
                     TrialOutcome::Unreachable => Exit::Environment,
                 };
-                report.problems.push(Problem { exit, message: error() });
+                report.problems.push(CheckProblem { exit, message: error() });
             }
         }
-        Err(message) => report.problems.push(Problem { exit: Exit::Environment, message }),
+        Err(message) => report.problems.push(CheckProblem { exit: Exit::Environment, message }),
     }
 }
 
 /// Checks the plugins. This must be the last check, because guest code is mapped in this process
 /// (but not run), and after that no file can be opened.
-fn plugins(context: &Context, config: &Config, report: &mut Report) {
+fn plugins(context: &Context, config: &Config, report: &mut CheckReport) {
     let host = Host::new(&context.dirs, Compiler::Contained(config.worker.user.clone()));
     let wrong =
-        |error: PluginError| Problem { exit: Exit::Configuration, message: error.to_string() };
+        |error: PluginError| CheckProblem { exit: Exit::Configuration, message: error.to_string() };
     let ready: Vec<_> =
         config.plugins.values().map(|plugin| host.prepare(plugin, config)).collect();
     if let Err(error) = Wall::closed(Identity::Powerless).reading(context.dirs.artifacts()).raise()
     {
-        report.problems.push(Problem { exit: Exit::Environment, message: error.to_string() });
+        report.problems.push(CheckProblem { exit: Exit::Environment, message: error.to_string() });
         return;
     }
     for (name, ready) in config.plugins.keys().zip(ready) {
@@ -173,25 +173,25 @@ fn plugins(context: &Context, config: &Config, report: &mut Report) {
     }
 }
 
-fn services(context: &Context, config: &Config, report: &mut Report) {
+fn services(context: &Context, config: &Config, report: &mut CheckReport) {
     let services = Services::new(config, &context.dirs);
-    let wrong = |keys: &[&str], message: &str| Problem {
+    let wrong = |keys: &[&str], message: &str| CheckProblem {
         exit: Exit::Configuration,
         message: config.error(keys, message).to_string(),
     };
     let mut failed = BTreeSet::new();
     for finding in services.check(config, &context.dirs) {
         let (exit, KeyError { keys, message }) = match finding {
-            Finding::Good(line) => {
+            ServiceFinding::Good(line) => {
                 report.good.push(line);
                 continue;
             }
-            Finding::Warning(error) => (Exit::Done, error),
-            Finding::Problem(error) => (Exit::Configuration, error),
+            ServiceFinding::Warning(error) => (Exit::Done, error),
+            ServiceFinding::Problem(error) => (Exit::Configuration, error),
         };
         let words: Vec<&str> = keys.iter().map(String::as_str).collect();
         let message = config.error(&words, message).to_string();
-        report.problems.push(Problem { exit, message });
+        report.problems.push(CheckProblem { exit, message });
         failed.insert(keys);
     }
     for (SecretFile { keys, .. }, message) in secrets::exposed(config) {
@@ -210,7 +210,7 @@ fn services(context: &Context, config: &Config, report: &mut Report) {
 }
 
 /// Checks that the state directory can be written.
-fn state(context: &Context, report: &mut Report) -> bool {
+fn state(context: &Context, report: &mut CheckReport) -> bool {
     let directory = context.dirs.spool();
     let mut notices = Vec::new();
     let mut probe = || -> std::io::Result<()> {
@@ -220,13 +220,13 @@ fn state(context: &Context, report: &mut Report) -> bool {
     };
     let writable = probe();
     let place = context.dirs.state.display();
-    report.problems.extend(notices.into_iter().map(|Repaired { message, done }| Problem {
+    report.problems.extend(notices.into_iter().map(|Repaired { message, done }| CheckProblem {
         exit: if done { Exit::Done } else { Exit::Environment },
         message,
     }));
     match &writable {
         Ok(()) => report.good.push(format!("state directory {place}")),
-        Err(error) => report.problems.push(Problem {
+        Err(error) => report.problems.push(CheckProblem {
             exit: Exit::Environment,
             message: format!(
                 "the state directory {place} cannot be written ({error}); run as the user that owns it, or name another with \

@@ -29,7 +29,7 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct DoctorReport {
     findings: Vec<Finding>,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         Exit::Done
     };
     match args.format {
-        Format::Json => output::json(&Report { findings })?,
+        Format::Json => output::json(&DoctorReport { findings })?,
         Format::Text => output::print(&text(&findings, output::colours()))?,
     }
     Ok(exit)

@@ -56,7 +56,7 @@ pub(super) struct WorkerArgs {
 /// The summary, as `--format json` prints it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Report<'a> {
+struct DrainReport<'a> {
     taken: u64,
     rejected: u64,
     attempts: &'a std::collections::BTreeMap<Class, u64>,
@@ -246,9 +246,9 @@ fn say(notice: &Notice<'_>) {
     }
 }
 
-fn report(summary: &Summary) -> Report<'_> {
+fn report(summary: &Summary) -> DrainReport<'_> {
     let Summary { taken, rejected, attempts, open, .. } = summary;
-    Report {
+    DrainReport {
         taken: *taken,
         rejected: *rejected,
         attempts,

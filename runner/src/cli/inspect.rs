@@ -11,7 +11,7 @@ use crate::testing::{Changes, Origin, Subject, SubjectError};
 use hookrun_capability::grants::Effective;
 use hookrun_config::limits::Unit;
 use hookrun_config::{Capability, Config, Grant, Limit, Plugin, TaskOrder, Want, Wants};
-use hookrun_host::examine::{ConfigKey, Verdict};
+use hookrun_host::examine::{ConfigKey, Examination};
 use hookrun_host::{Compiler, Host};
 use hookrun_nix::event::HookKind;
 use hookrun_nix::exit_code::Exit;
@@ -34,7 +34,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Report {
+struct InspectReport {
     name: String,
     version: String,
     description: String,
@@ -48,7 +48,7 @@ struct Report {
     serves: Vec<String>,
     /// The order in which its tasks run.
     order: TaskOrder,
-    order_decided_by: Decision,
+    order_decided_by: DecisionSource,
     imports: Vec<String>,
     /// The line of the plugin's table; none for a plugin that is not configured.
     configured_in: Option<ConfigLine>,
@@ -79,7 +79,7 @@ impl std::fmt::Display for ConfigLine {
 /// The source of a decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "by", rename_all = "kebab-case")]
-enum Decision {
+enum DecisionSource {
     /// Always granted, or the default.
     Hookrun,
     /// A line of the configuration.
@@ -89,17 +89,17 @@ enum Decision {
     /// The plugin, whose metadata does not want it.
     Plugin,
     /// Nothing, because the plugin is not configured.
-    Nobody,
+    NotConfigured,
 }
 
-impl std::fmt::Display for Decision {
+impl std::fmt::Display for DecisionSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Hookrun => f.write_str("default"),
             Self::Configuration(place) => place.fmt(f),
             Self::NoLine(place) => write!(f, "no line at {place}"),
             Self::Plugin => f.write_str("its metadata"),
-            Self::Nobody => f.write_str("not in a configuration"),
+            Self::NotConfigured => f.write_str("not in a configuration"),
         }
     }
 }
@@ -113,7 +113,7 @@ struct CapabilityRow {
     /// Names, a scope, or `yes`; empty if it is not granted.
     granted: Vec<String>,
     effective: Vec<String>,
-    decided_by: Decision,
+    decided_by: DecisionSource,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,7 +126,7 @@ struct LimitRow {
     default: u64,
     #[serde(skip)]
     limit: Limit,
-    decided_by: Decision,
+    decided_by: DecisionSource,
     bounds: &'static str,
 }
 
@@ -143,18 +143,18 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(if report.problem.is_some() { Exit::Configuration } else { Exit::Done })
 }
 
-fn gather(subject: &Subject, host: &Host) -> Result<Report, CliError> {
+fn gather(subject: &Subject, host: &Host) -> Result<InspectReport, CliError> {
     let Subject { plugin, config, .. } = subject;
     let configured = subject.origin == Origin::Configured;
-    let (component, verdict) = subject.examine(host).map_err(|error| match error {
+    let (component, examination) = subject.examine(host).map_err(|error| match error {
         SubjectError::NoPlugin { .. } => CliError::configuration(error.to_string()),
         error => super::test::subject_error(error),
     })?;
     let opened = host.open(plugin, config);
-    let Verdict { description, keys, .. } = verdict;
+    let Examination { description, keys, .. } = examination;
     let metadata = &description.metadata;
     let hooks = |hooks: &[HookKind]| hooks.iter().map(ToString::to_string).collect::<Vec<_>>();
-    Ok(Report {
+    Ok(InspectReport {
         name: metadata.name.clone(),
         version: metadata.version.clone(),
         description: metadata.description.clone(),
@@ -165,8 +165,10 @@ fn gather(subject: &Subject, host: &Host) -> Result<Report, CliError> {
         serves: hooks(if plugin.hooks.is_empty() { &description.exports } else { &plugin.hooks }),
         order: plugin.order.unwrap_or(metadata.order),
         order_decided_by: match plugin.order {
-            Some(_) => Decision::Configuration(place(config, &["plugins", &plugin.name, "order"])),
-            None => Decision::Plugin,
+            Some(_) => {
+                DecisionSource::Configuration(place(config, &["plugins", &plugin.name, "order"]))
+            }
+            None => DecisionSource::Plugin,
         },
         imports: description.imports.clone(),
         configured_in: configured.then(|| place(config, &["plugins", &plugin.name])),
@@ -197,18 +199,18 @@ fn capabilities(
         wanted: "always",
         granted: vec!["yes".to_owned()],
         effective: vec!["yes".to_owned()],
-        decided_by: Decision::Hookrun,
+        decided_by: DecisionSource::Hookrun,
     };
     let row = |capability: Capability| {
         let keys = ["plugins", plugin.name.as_str(), "grant", capability.name()];
         let decided_by = if wants.of(capability) == Want::No {
-            Decision::Plugin
+            DecisionSource::Plugin
         } else if !configured {
-            Decision::Nobody
+            DecisionSource::NotConfigured
         } else if config.exact_line_of(&keys).is_some() {
-            Decision::Configuration(place(config, &keys))
+            DecisionSource::Configuration(place(config, &keys))
         } else {
-            Decision::NoLine(place(config, &keys))
+            DecisionSource::NoLine(place(config, &keys))
         };
         CapabilityRow {
             name: capability.name(),
@@ -236,19 +238,19 @@ fn limits(config: &Config, plugin: &Plugin) -> Vec<LimitRow> {
         default: limit.default(),
         limit: *limit,
         decided_by: if plugin.limits.is_set(*limit) {
-            Decision::Configuration(place(
+            DecisionSource::Configuration(place(
                 config,
                 &["plugins", &plugin.name, "limits", limit.key()],
             ))
         } else {
-            Decision::Hookrun
+            DecisionSource::Hookrun
         },
         bounds: limit.doc().trim(),
     };
     Limit::ALL.iter().map(row).collect()
 }
 
-fn text(report: &Report, colours: bool) -> String {
+fn text(report: &InspectReport, colours: bool) -> String {
     let mut text = String::new();
     let heading = |words: &str| styled(words, Style::Strong, colours);
     let faint = |words: &str| styled(words, Style::Faint, colours);
@@ -292,7 +294,7 @@ fn text(report: &Report, colours: bool) -> String {
     let mut rows = vec![head(&["", "value", "decided by", "bounds"])];
     for LimitRow { key, unit: _, value, default, limit, decided_by, bounds } in &report.limits {
         let decided_by = match decided_by {
-            Decision::Hookrun => decided_by.to_string(),
+            DecisionSource::Hookrun => decided_by.to_string(),
             _ => format!("{decided_by} (default {})", limit.show(*default)),
         };
         rows.push(vec![(*key).to_owned(), limit.show(*value), decided_by, (*bounds).to_owned()]);
@@ -323,7 +325,7 @@ fn text(report: &Report, colours: bool) -> String {
 }
 
 /// Formats the exported hooks, and the served ones if they are fewer.
-fn hooks(report: &Report) -> String {
+fn hooks(report: &InspectReport) -> String {
     let all = report.hooks.join(", ");
     if report.serves == report.hooks {
         all
@@ -355,7 +357,7 @@ hooks = ["diff"]
 [mail.default]
 "#;
 
-    fn report(name: &str) -> Report {
+    fn report(name: &str) -> InspectReport {
         let file = std::path::Path::new("/etc/hookrun/hookrun.toml");
         let config = Config::parse(file, CONFIGURATION).unwrap();
         let empty = tempfile::tempdir().unwrap();
@@ -374,7 +376,7 @@ hooks = ["diff"]
         let report = gather(&subject, &host).unwrap();
         // The digest changes with every build of the plugin.
         assert_eq!(report.digest.len(), 64);
-        Report {
+        InspectReport {
             digest: "DIGEST".to_owned(),
             bytes: 200 << 10,
             imports: vec!["wasi:io/poll@0.2.12".to_owned()],

@@ -137,7 +137,7 @@ enum Command {
     TryServices(check::TryArgs),
     /// The contained process that compiles a plugin
     #[command(hide = true, name = compiler::COMMAND)]
-    CompileOne(compiler::Order),
+    CompileOne(compiler::CompileArgs),
     /// The contained process that examines a component
     #[command(hide = true, name = examine::COMMAND)]
     ExamineOne(contain::Bounds),
@@ -242,8 +242,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let config_is_chosen = cli.config.is_some()
         || std::env::var_os("HOOKRUN_CONFIG").is_some_and(|value| !value.is_empty());
     let there = match &cli.config {
-        Some(config) => config::must_be_there(config, "--config"),
-        None => config::named_is_there(),
+        Some(config) => config::must_exist(config, "--config"),
+        None => config::check_named_file(),
     };
     if let Some(config) = cli.config {
         dirs.config = config;

@@ -136,8 +136,8 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<Exit, CliError
     match command {
         Command::List(args) => list(context, args),
         Command::Show(args) => show(context, args),
-        Command::Retry(args) => change(context, args, Change::Retry),
-        Command::Drop(args) => change(context, args, Change::Drop),
+        Command::Retry(args) => change(context, args, TaskChange::Retry),
+        Command::Drop(args) => change(context, args, TaskChange::Drop),
         Command::Wait(args) => wait(context, args),
     }
 }
@@ -298,7 +298,7 @@ fn text(id: &str, shown: &EventReport, colours: bool) -> String {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
+enum TaskChange {
     Retry,
     Drop,
 }
@@ -315,7 +315,7 @@ struct Changed {
     worker: bool,
 }
 
-fn change(context: &Context, args: &ChangeArgs, change: Change) -> Result<Exit, CliError> {
+fn change(context: &Context, args: &ChangeArgs, change: TaskChange) -> Result<Exit, CliError> {
     let selection = args.which.selection();
     if selection == TaskSelection::default() {
         return Err(CliError::usage(
@@ -333,19 +333,19 @@ fn change(context: &Context, args: &ChangeArgs, change: Change) -> Result<Exit, 
         let selected: Vec<TaskRow> = tasks.into_iter().filter(|task| selection.has(task)).collect();
         for task in &selected {
             let done = match change {
-                Change::Retry => revive(&mut journal, task)?,
-                Change::Drop => discard(&mut journal, task)?,
+                TaskChange::Retry => revive(&mut journal, task)?,
+                TaskChange::Drop => discard(&mut journal, task)?,
             };
             if done {
                 changed.tasks.push(task.clone());
             }
         }
-        if change == Change::Retry {
+        if change == TaskChange::Retry {
             changed.closed_breakers = close_breakers(&mut journal, &selection, &selected)?;
         }
     }
     let nothing = changed.tasks.is_empty() && changed.closed_breakers.is_empty();
-    if change == Change::Retry && changed.worker && !nothing {
+    if change == TaskChange::Retry && changed.worker && !nothing {
         wake(context);
     }
     match args.format {
@@ -355,21 +355,21 @@ fn change(context: &Context, args: &ChangeArgs, change: Change) -> Result<Exit, 
     Ok(if nothing { Exit::Failed } else { Exit::Done })
 }
 
-fn told(changed: &Changed, change: Change) -> String {
+fn told(changed: &Changed, change: TaskChange) -> String {
     let mut text = String::new();
     for plugin in &changed.closed_breakers {
         let _ = writeln!(text, "breaker closed: {plugin}");
     }
-    let word = if change == Change::Retry { "again" } else { "dropped" };
+    let word = if change == TaskChange::Retry { "again" } else { "dropped" };
     for TaskRow { plugin, event, .. } in &changed.tasks {
         let _ = writeln!(text, "{word}: {plugin} on {}", printable(&event.name));
     }
     if text.is_empty() {
         text.push_str(match change {
-            Change::Retry => "no matching task is dead, lost, refused or waiting\n",
-            Change::Drop => "no matching task is dead, lost, refused, due or waiting\n",
+            TaskChange::Retry => "no matching task is dead, lost, refused or waiting\n",
+            TaskChange::Drop => "no matching task is dead, lost, refused, due or waiting\n",
         });
-    } else if change == Change::Retry && !changed.worker {
+    } else if change == TaskChange::Retry && !changed.worker {
         text.push_str("no worker runs; run `hookrun drain` to run the tasks now, or wait for the worker that the next hook starts\n");
     }
     text

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::output::{self, Format, printable};
 use super::{CliError, Context, since};
 use crate::supervise::supervisor;
-use hookrun_config::{Config, Filter, Text, suggestion};
+use hookrun_config::{Config, ConfigText, Filter, suggestion};
 use hookrun_nix::database::{Database, Registered};
 use hookrun_nix::derivation::MAX_SIZE;
 use hookrun_nix::dirs::Dirs;
@@ -28,7 +28,7 @@ use hookrun_nix::event::{
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::{self as nix, is_store_path, output_name_from_path};
 use hookrun_queue::journal::Journal;
-use hookrun_queue::spool::{self, Place};
+use hookrun_queue::spool::{self, SpoolPlace};
 use hookrun_queue::{roots, spawn};
 use hookrun_system::process::describe_end;
 
@@ -105,7 +105,7 @@ pub(super) struct Options {
 /// The result, as `--format json` prints it.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) struct Report {
+pub(super) struct SyncReport {
     /// The number of events that were queued, or would be.
     pub(super) enqueued: usize,
     /// The derivations of these events.
@@ -192,14 +192,14 @@ pub(super) fn enqueue(
     wanted: &PathSelection,
     mode: Options,
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Report, CliError> {
+) -> Result<SyncReport, CliError> {
     let nix = NixDirs::from_env();
     let database = Database::open(&nix).map_err(CliError::environment)?;
     let registered = database
         .registered(wanted.since_ms.map(|since| since.div_ceil(1000)))
         .map_err(CliError::environment)?;
     let takers = takers(dirs, wanted.plugin.as_deref(), mode.force)?;
-    let mut report = Report::default();
+    let mut report = SyncReport::default();
     let plan = plan(registered, wanted, &takers, &nix.store.to_string_lossy(), &mut report);
     let of = plan.len();
     for (done, PlannedEvent { drv_path, paths, plugins }) in plan.into_iter().enumerate() {
@@ -215,8 +215,8 @@ pub(super) fn enqueue(
             // Roots are created before the event is written, as in hooks.
             roots::make(&event);
             match spool::put(dirs, &event) {
-                Ok(Place::Spool) => {}
-                Ok(Place::Fallback { path, reason }) => {
+                Ok(SpoolPlace::Spool) => {}
+                Ok(SpoolPlace::Fallback { path, reason }) => {
                     roots::remove(&event);
                     // The command reports the error, so a fallback directory is not used.
                     let _gone = std::fs::remove_file(path);
@@ -241,7 +241,7 @@ pub(super) fn enqueue(
         report.paths.extend(paths);
     }
     if report.enqueued > 0 && !mode.dry_run && spawn::may_start(dirs) {
-        spawn::if_wanted(dirs, &Text::in_force(dirs)?).map_err(|error| {
+        spawn::if_wanted(dirs, &ConfigText::in_force(dirs)?).map_err(|error| {
             CliError::environment(anyhow!("no worker was started ({error}); the events are kept"))
         })?;
     }
@@ -307,7 +307,7 @@ fn plan(
     wanted: &PathSelection,
     takers: &[PluginPaths],
     store: &str,
-    report: &mut Report,
+    report: &mut SyncReport,
 ) -> Vec<PlannedEvent> {
     let filter = Filter { name: wanted.name.clone(), max_nar_size: None };
     let mut plan: Vec<PlannedEvent> = Vec::new();
@@ -443,7 +443,7 @@ fn counted(paths: usize) -> String {
     if paths == 1 { "1 path".to_owned() } else { format!("{paths} paths") }
 }
 
-fn text(report: &Report, dry_run: bool) -> String {
+fn text(report: &SyncReport, dry_run: bool) -> String {
     let mut text = String::new();
     if dry_run {
         for path in &report.paths {
@@ -496,7 +496,7 @@ mod tests {
         }
     }
 
-    fn planned(wanted: &PathSelection, known: &[&str]) -> (Vec<String>, Report) {
+    fn planned(wanted: &PathSelection, known: &[&str]) -> (Vec<String>, SyncReport) {
         planned_for(wanted, &[taker("cache", None, known)])
     }
 
@@ -508,7 +508,7 @@ mod tests {
         }
     }
 
-    fn planned_for(wanted: &PathSelection, takers: &[PluginPaths]) -> (Vec<String>, Report) {
+    fn planned_for(wanted: &PathSelection, takers: &[PluginPaths]) -> (Vec<String>, SyncReport) {
         let registered = vec![
             row("a", Some("a"), true),
             row("a-dev", Some("a"), true),
@@ -516,7 +516,7 @@ mod tests {
             row("a.drv", None, true),
             row("source", None, true),
         ];
-        let mut report = Report::default();
+        let mut report = SyncReport::default();
         let plan = plan(registered, wanted, takers, "/nix/store", &mut report);
         let shown = |PlannedEvent { drv_path, paths, plugins }: PlannedEvent| {
             let plugins = if plugins.is_empty() { "all".to_owned() } else { plugins.join("+") };

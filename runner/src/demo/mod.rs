@@ -29,7 +29,7 @@ pub struct DemoOptions {
 }
 
 /// The result of a step.
-pub(crate) enum Verdict {
+pub(crate) enum StepResult {
     /// The step succeeded, with the observed result.
     Works(String),
     /// The step failed, with the expected and the observed result.
@@ -59,12 +59,12 @@ pub fn run(options: &DemoOptions) -> Result<Exit> {
     for (number, step) in steps::ALL.iter().enumerate() {
         show.step(number + 1, step.title);
         let verdict =
-            (step.run)(&mut stage).unwrap_or_else(|error| Verdict::Broken(format!("{error:#}")));
+            (step.run)(&mut stage).unwrap_or_else(|error| StepResult::Broken(format!("{error:#}")));
         show.verdict(&verdict);
         match &verdict {
-            Verdict::Works(_) => {}
-            Verdict::Broken(_) => broken += 1,
-            Verdict::Impossible(_) => impossible += 1,
+            StepResult::Works(_) => {}
+            StepResult::Broken(_) => broken += 1,
+            StepResult::Impossible(_) => impossible += 1,
         }
         verdicts.push((step.title, verdict));
     }

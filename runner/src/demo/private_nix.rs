@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use hookrun_system::process::describe_end;
 
-use hookrun_queue::spawn::{PROGRAM, THIN_PROGRAM};
+use hookrun_queue::spawn::{PROGRAM, SMALL_HOOK};
 
 /// The time for a daemon to start listening. It takes milliseconds, or more on a busy machine.
 const DAEMON_START: Duration = Duration::from_secs(30);
@@ -362,15 +362,18 @@ pub fn install_hookrun(program: &Path, directory: &Path) -> Result<PathBuf> {
         .with_context(|| format!("cannot create {}", directory.display()))?;
     let installed = directory.join(PROGRAM);
     link_or_copy(program, &installed)?;
-    let thin = program.with_file_name(THIN_PROGRAM);
-    let thin = if thin.is_file() {
-        link_or_copy(&thin, &directory.join(THIN_PROGRAM))?;
-        THIN_PROGRAM
+    let small_hook = program.with_file_name(SMALL_HOOK);
+    let small_hook = if small_hook.is_file() {
+        link_or_copy(&small_hook, &directory.join(SMALL_HOOK))?;
+        SMALL_HOOK
     } else {
         PROGRAM
     };
-    let links =
-        [("hookrun-post-build", thin), ("hookrun-diff", thin), ("hookrun-build-hook", PROGRAM)];
+    let links = [
+        ("hookrun-post-build", small_hook),
+        ("hookrun-diff", small_hook),
+        ("hookrun-build-hook", PROGRAM),
+    ];
     for (role, target) in links {
         let link = directory.join(role);
         std::os::unix::fs::symlink(target, &link)

@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal as _;
 
-use super::Verdict;
+use super::StepResult;
 
 /// Prints to standard output.
 #[derive(Debug, Clone, Copy)]
@@ -75,22 +75,22 @@ impl Show {
     }
 
     /// Prints the result of a step.
-    pub(super) fn verdict(self, verdict: &Verdict) {
+    pub(super) fn verdict(self, verdict: &StepResult) {
         let (word, code, text) = parts(verdict);
         println!("   {} {text}", self.paint(code, &format!("=> {word}:")));
     }
 
     /// Prints one line of the summary.
-    pub(super) fn summary(self, number: usize, title: &str, verdict: &Verdict) {
+    pub(super) fn summary(self, number: usize, title: &str, verdict: &StepResult) {
         let (word, code, _) = parts(verdict);
         println!("   {number}. {title}: {}", self.paint(code, word));
     }
 }
 
-fn parts(verdict: &Verdict) -> (&'static str, &'static str, &str) {
+fn parts(verdict: &StepResult) -> (&'static str, &'static str, &str) {
     match verdict {
-        Verdict::Works(text) => ("works", GREEN, text),
-        Verdict::Broken(text) => ("failed", RED, text),
-        Verdict::Impossible(text) => ("not possible here", YELLOW, text),
+        StepResult::Works(text) => ("works", GREEN, text),
+        StepResult::Broken(text) => ("failed", RED, text),
+        StepResult::Impossible(text) => ("not possible here", YELLOW, text),
     }
 }

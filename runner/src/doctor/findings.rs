@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::{Facts, Hook, NixFacts};
+use super::{ConfiguredHook, Facts, NixFacts};
 use hookrun_config::Start;
 use hookrun_nix::installed::Flavour;
 use hookrun_nix::versions::{
     EMPTY_OUT_PATHS, IGNORES_BUILD_HOOK, LIX_PROTOCOL, Quirk, WHOLE_SPEED_FACTORS,
 };
-use hookrun_queue::spawn::THIN_PROGRAM;
+use hookrun_queue::spawn::SMALL_HOOK;
 
 /// The importance of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -38,7 +38,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut say = Say(Vec::new());
     match &facts.nix {
         Ok(nix) => {
-            say.good("Nix", nix.says.clone());
+            say.good("Nix", nix.version_output.clone());
             post_build(&mut say, facts, nix);
             diff(&mut say, facts, nix);
             build_hook(&mut say, facts, nix);
@@ -100,7 +100,7 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     let about = "post-build-hook";
     let fix = || write(facts, about, "hookrun-post-build");
     match &nix.post_build_hook {
-        Hook::Hookrun(text) => {
+        ConfiguredHook::Hookrun(text) => {
             say.good(about, text.clone());
             slow(say, about, nix.faster_post_build_hook.as_ref());
             if nix.has(EMPTY_OUT_PATHS) {
@@ -111,16 +111,16 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
                 );
             }
         }
-        Hook::Unset => {
+        ConfiguredHook::Unset => {
             say.problem(about, format!("it is not set, so plugins receive no builds; {}", fix()));
         }
-        Hook::Other(text) => {
+        ConfiguredHook::Other(text) => {
             say.problem(
                 about,
                 format!("it is `{text}`, which is not hookrun; to change that, {}", fix()),
             );
         }
-        Hook::Unusable(text, why) => {
+        ConfiguredHook::Unusable(text, why) => {
             say.problem(
                 about,
                 format!("it is `{text}`, but {why}, so every build fails; {}", fix()),
@@ -129,10 +129,10 @@ fn post_build(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     }
 }
 
-/// Recommends [`THIN_PROGRAM`] if it is installed and not used.
+/// Recommends [`SMALL_HOOK`] if it is installed and not used.
 fn slow(say: &mut Say, about: &'static str, fix: Option<&String>) {
     if let Some(fix) = fix {
-        say.note(about, format!("{THIN_PROGRAM} is faster as this hook; {fix}"));
+        say.note(about, format!("{SMALL_HOOK} is faster as this hook; {fix}"));
     }
 }
 
@@ -140,30 +140,30 @@ fn diff(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     let about = "diff-hook";
     let conf = facts.nix_conf.display();
     match (&nix.diff_hook, nix.run_diff_hook) {
-        (Hook::Hookrun(text), true) => {
+        (ConfiguredHook::Hookrun(text), true) => {
             say.good(about, text.clone());
             slow(say, about, nix.faster_diff_hook.as_ref());
         }
-        (Hook::Hookrun(text), false) => say.problem(
+        (ConfiguredHook::Hookrun(text), false) => say.problem(
             about,
             format!("it is `{text}`, but Nix calls it only with `run-diff-hook = true`; write that in {conf} and restart nix-daemon"),
         ),
-        (Hook::Unset, true) => say.problem(
+        (ConfiguredHook::Unset, true) => say.problem(
             about,
             format!("`run-diff-hook` is set, but `diff-hook` is not; {}", write(facts, about, "hookrun-diff")),
         ),
-        (Hook::Unset, false) => say.note(
+        (ConfiguredHook::Unset, false) => say.note(
             about,
             format!(
                 "it is not set, so builds that differ are not reported; set `run-diff-hook = true`, and {}",
                 write(facts, about, "hookrun-diff")
             ),
         ),
-        (Hook::Other(text), _) => say.note(
+        (ConfiguredHook::Other(text), _) => say.note(
             about,
             format!("it is `{text}`, which is not hookrun; to change that, {}", write(facts, about, "hookrun-diff")),
         ),
-        (Hook::Unusable(text, why), _) => {
+        (ConfiguredHook::Unusable(text, why), _) => {
             say.problem(about, format!("it is `{text}`, but {why}; {}", write(facts, about, "hookrun-diff")));
         }
     }
@@ -175,7 +175,7 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
     let render = "`hookrun builders render` writes a machines file instead";
     let in_file =
         facts.build_hook_in_file.as_deref().is_some_and(|value| value.contains("hookrun"));
-    let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
+    let is_hookrun = matches!(nix.build_hook, ConfiguredHook::Hookrun(_));
     if nix.has(LIX_PROTOCOL) {
         let text = format!(
             "Lix {} has a build hook protocol that hookrun does not support; {render}",
@@ -206,29 +206,29 @@ fn build_hook(say: &mut Say, facts: &Facts, nix: &NixFacts) {
         return;
     }
     match &nix.build_hook {
-        Hook::Hookrun(text) => say.good(about, text.clone()),
-        Hook::Unset if in_file => say.problem(
+        ConfiguredHook::Hookrun(text) => say.good(about, text.clone()),
+        ConfiguredHook::Unset if in_file => say.problem(
             about,
             format!(
                 "{} sets it, but another nix.conf or NIX_CONFIG overrides that; remove the setting there",
                 facts.nix_conf.display()
             ),
         ),
-        Hook::Unset => say.note(
+        ConfiguredHook::Unset => say.note(
             about,
             format!(
                 "it is Nix's own, so machines are chosen by Nix's rule; {}",
                 write(facts, about, "hookrun-build-hook")
             ),
         ),
-        Hook::Other(text) => say.note(
+        ConfiguredHook::Other(text) => say.note(
             about,
             format!(
                 "it is `{text}`, which is not hookrun; to change that, {}",
                 write(facts, about, "hookrun-build-hook")
             ),
         ),
-        Hook::Unusable(text, why) => say.problem(
+        ConfiguredHook::Unusable(text, why) => say.problem(
             about,
             format!(
                 "it is `{text}`, but {why}, so all builds stay on this machine; {}",
@@ -244,7 +244,7 @@ fn machines(say: &mut Say, nix: &NixFacts) {
         say.problem(about, warning.clone());
     }
     let whole = nix.has(WHOLE_SPEED_FACTORS);
-    let is_hookrun = matches!(nix.build_hook, Hook::Hookrun(_));
+    let is_hookrun = matches!(nix.build_hook, ConfiguredHook::Hookrun(_));
     match nix.machines {
         0 if is_hookrun => say.note(
             about,
@@ -287,7 +287,7 @@ fn users(say: &mut Say, facts: &Facts, nix: &NixFacts) {
                 facts.nix_conf.display()
             ),
         ),
-        None if matches!(nix.diff_hook, Hook::Hookrun(_)) && !facts.root => say.note(
+        None if matches!(nix.diff_hook, ConfiguredHook::Hookrun(_)) && !facts.root => say.note(
             about,
             "there are none, so Nix runs the diff hook only as root; build through nix-daemon, or set `build-users-group`".to_owned(),
         ),
@@ -343,10 +343,9 @@ fn hookrun(say: &mut Say, facts: &Facts) {
         }
         (Start::Spawn, None) => {
             say.good(about, "a hook starts it when there is work".to_owned());
-            let diff = facts
-                .nix
-                .as_ref()
-                .is_ok_and(|nix| nix.run_diff_hook && matches!(nix.diff_hook, Hook::Hookrun(_)));
+            let diff = facts.nix.as_ref().is_ok_and(|nix| {
+                nix.run_diff_hook && matches!(nix.diff_hook, ConfiguredHook::Hookrun(_))
+            });
             if diff && facts.root && !facts.waiter_runs {
                 say.note(
                     about,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Facts, Hook, NixFacts, secrets};
+use super::{ConfiguredHook, Facts, NixFacts, secrets};
 use crate::supervise::needs;
 use hookrun_builders::slots::reservations;
 use hookrun_config::{Config, Start};
@@ -15,7 +15,7 @@ use hookrun_nix::event::{NixDirs, now_ms};
 use hookrun_nix::installed::{self, Installed};
 use hookrun_nix::{bounded, machines};
 use hookrun_queue::journal::Journal;
-use hookrun_queue::spawn::{self, THIN_PROGRAM};
+use hookrun_queue::spawn::{self, SMALL_HOOK};
 use hookrun_queue::worker::Running;
 use hookrun_queue::{health, lock, spool};
 
@@ -114,7 +114,7 @@ fn nix_facts(nix: &Installed, config: Option<&Config>) -> NixFacts {
     let build_users = (!group.is_empty())
         .then(|| (group.to_owned(), uzers::get_group_by_name(group).map(|group| members(&group))));
     NixFacts {
-        says: nix.says.clone(),
+        version_output: nix.version_output.clone(),
         flavour: nix.flavour,
         version: nix.version,
         post_build_hook: hook(nix, "post-build-hook"),
@@ -136,12 +136,12 @@ fn members(group: &uzers::Group) -> usize {
 }
 
 /// Finds out which program the setting of a hook names.
-pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
+pub(crate) fn hook(nix: &Installed, name: &str) -> ConfiguredHook {
     let setting = nix.settings.get(name).cloned().unwrap_or_default();
     let text = setting.value.trim();
     // The default of `build-hook` is Nix itself.
     if text.is_empty() || text == setting.default.trim() {
-        return Hook::Unset;
+        return ConfiguredHook::Unset;
     }
     // `build-hook` takes arguments; the values of other hooks are the name of a program, including
     // blanks.
@@ -153,48 +153,51 @@ pub(crate) fn hook(nix: &Installed, name: &str) -> Hook {
     let found = match std::fs::metadata(program) {
         Ok(found) => found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Hook::Unusable(text.to_owned(), "there is no such file".to_owned());
+            return ConfiguredHook::Unusable(text.to_owned(), "there is no such file".to_owned());
         }
         Err(error) => {
-            return Hook::Unusable(text.to_owned(), format!("it cannot be examined ({error})"));
+            return ConfiguredHook::Unusable(
+                text.to_owned(),
+                format!("it cannot be examined ({error})"),
+            );
         }
     };
     if !found.is_file() {
-        return Hook::Unusable(text.to_owned(), "it is not a regular file".to_owned());
+        return ConfiguredHook::Unusable(text.to_owned(), "it is not a regular file".to_owned());
     }
     if found.mode() & 0o111 == 0 {
-        return Hook::Unusable(
+        return ConfiguredHook::Unusable(
             text.to_owned(),
             format!("it cannot be executed; run `chmod 755 {}`", program.display()),
         );
     }
     if !is_hookrun(program) {
-        return Hook::Other(text.to_owned());
+        return ConfiguredHook::Other(text.to_owned());
     }
     match std::fs::canonicalize(program).ok().and_then(|target| spawn::beside(&target)) {
-        Some(hookrun) if !hookrun.is_file() => Hook::Unusable(
+        Some(hookrun) if !hookrun.is_file() => ConfiguredHook::Unusable(
             text.to_owned(),
             format!("it needs {}, which does not exist; install it there", hookrun.display()),
         ),
-        _ => Hook::Hookrun(text.to_owned()),
+        _ => ConfiguredHook::Hookrun(text.to_owned()),
     }
 }
 
 /// Returns how to set `hookrun-hook` as the hook, if it is installed beside the current hook.
 fn faster(nix: &Installed, name: &str) -> Option<String> {
-    let Hook::Hookrun(text) = hook(nix, name) else { return None };
+    let ConfiguredHook::Hookrun(text) = hook(nix, name) else { return None };
     let target = std::fs::canonicalize(&text).ok()?;
-    let thin = target.with_file_name(THIN_PROGRAM);
-    if target == thin || !thin.is_file() {
+    let small_hook = target.with_file_name(SMALL_HOOK);
+    if target == small_hook || !small_hook.is_file() {
         return None;
     }
     if Path::new(&text).is_symlink() {
-        Some(format!("run `ln -sfn {} {text}`", thin.display()))
+        Some(format!("run `ln -sfn {} {text}`", small_hook.display()))
     } else {
         let file = NixDirs::from_env().conf.join("nix.conf");
         Some(format!(
             "write `{name} = {}` in {} and restart nix-daemon",
-            thin.display(),
+            small_hook.display(),
             file.display()
         ))
     }

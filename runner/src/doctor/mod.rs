@@ -61,23 +61,23 @@ pub struct Facts {
 #[derive(Debug, Clone, PartialEq)]
 pub struct NixFacts {
     /// The output of `nix --version`.
-    pub says: String,
+    pub version_output: String,
     /// Nix or Lix.
     pub flavour: Flavour,
     /// Its version.
     pub version: Version,
     /// The program in `post-build-hook`.
-    pub post_build_hook: Hook,
+    pub post_build_hook: ConfiguredHook,
     /// The change that makes `hookrun-hook` the `post-build-hook`, if it is installed and not used.
     pub faster_post_build_hook: Option<String>,
     /// The program in `diff-hook`.
-    pub diff_hook: Hook,
+    pub diff_hook: ConfiguredHook,
     /// The change that makes `hookrun-hook` the `diff-hook`, if it is installed and not used.
     pub faster_diff_hook: Option<String>,
     /// The value of `run-diff-hook`.
     pub run_diff_hook: bool,
     /// The program in `build-hook`.
-    pub build_hook: Hook,
+    pub build_hook: ConfiguredHook,
     /// The number of machines in `builders`.
     pub machines: usize,
     /// Problems of these machines.
@@ -91,7 +91,7 @@ pub struct NixFacts {
 
 /// The program in the setting of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Hook {
+pub enum ConfiguredHook {
     /// No program, or Nix's own.
     Unset,
     /// hookrun, with the text of the setting.

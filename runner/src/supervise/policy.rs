@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::frame;
 use super::process::how;
-use super::protocol::{COMMAND, FromRunner, Purpose, Question, Setup};
+use super::protocol::{COMMAND, FromRunner, Purpose, Question, RunnerSetup};
 use hookrun_builders::{Candidate, Decision, LocalMachine, Machine, Policy, PolicyError};
 use hookrun_capability::state::{Pairs, Stores};
 use hookrun_config::{Config, Limit, Plugin};
@@ -55,7 +55,7 @@ fn chooser<'a>(config: &'a Config, host: &Host) -> Result<&'a Plugin, PolicyErro
             Known::Refused => false,
             Known::Nothing => match host.open(plugin, config) {
                 Ok(artifact) => serves(artifact.hooks()),
-                Err(PluginError::NotAhead(why)) => {
+                Err(PluginError::NotCompiled(why)) => {
                     unknown.get_or_insert((plugin, why));
                     false
                 }
@@ -66,10 +66,10 @@ fn chooser<'a>(config: &'a Config, host: &Host) -> Result<&'a Plugin, PolicyErro
             return Ok(plugin);
         }
     }
-    let Some((plugin, why)) = unknown else { return Err(PolicyError::Nobody) };
+    let Some((plugin, why)) = unknown else { return Err(PolicyError::NoPolicy) };
     // If this fails, the next hook tries again, and `hookrun check` reports the error.
     let _started = spawn::detached(&Dirs::from_env(), &["compile", plugin.name.as_str()]);
-    Err(PolicyError::Unready(why.to_string()))
+    Err(PolicyError::NotReady(why.to_string()))
 }
 
 /// A policy in its own process. It is created and used on the policy's own thread, so the session
@@ -107,15 +107,20 @@ impl PluginPolicy {
         let (name, allowed) = (plugin.name.clone(), plugin.limits.get(Limit::StateBytes));
         // A plugin that does not want its state does not get it.
         let state = plugin.grant.state.then(|| (Stores::durable(dirs.policy_state()), allowed));
-        let setup =
-            Setup::new(config, &dirs, NixDirs::from_env(), vec![name.clone()], Purpose::Policy);
+        let setup = RunnerSetup::new(
+            config,
+            &dirs,
+            NixDirs::from_env(),
+            vec![name.clone()],
+            Purpose::Policy,
+        );
         let process = Process::start(&setup.until(until)).map_err(PolicyError::Unavailable)?;
         Ok(Box::new(Self { name, state, process: Mutex::new(process) }))
     }
 }
 
 impl Process {
-    fn start(setup: &Setup) -> Result<Self, String> {
+    fn start(setup: &RunnerSetup) -> Result<Self, String> {
         let failed = |error: std::io::Error| {
             format!("the process that runs the policy cannot be started: {error}")
         };

@@ -14,12 +14,12 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 
 use super::frame;
-use super::protocol::{COMMAND, FromRunner, Setup, ToRunner};
+use super::protocol::{COMMAND, FromRunner, RunnerSetup, ToRunner};
 use hookrun_capability::Services;
 use hookrun_config::Config;
 use hookrun_nix::event::Event;
 use hookrun_nix::outcome::Transfer;
-use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
+use hookrun_nix::outcome::{FailureCause, Outcome, RunReport};
 use hookrun_system::process::describe_start;
 
 /// The maximum number of uploads of one runner that are shown.
@@ -58,7 +58,7 @@ type Runs = Mutex<Option<HashMap<u64, oneshot::Sender<Result<RunReport, Death>>>
 
 impl Runner {
     pub(super) async fn start(
-        setup: &Setup,
+        setup: &RunnerSetup,
         config: Config,
         services: Services,
     ) -> Result<Arc<Self>, NoRunner> {
@@ -153,7 +153,7 @@ impl Runner {
                     event.id
                 );
                 let outcome = Outcome::Failed { message, transient: false, retry_after_ms: None };
-                return Ok(RunReport { trouble: Trouble::Event, ..outcome.into() });
+                return Ok(RunReport { cause: FailureCause::Event, ..outcome.into() });
             }
             Err(error) => return Err(gone(&error.to_string())),
         }
@@ -270,7 +270,7 @@ impl Death {
             "the process that runs plugins died ({how}) while it ran this task and others; each of them runs again alone"
         );
         let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
-        RunReport { trouble: Trouble::Neighbour, ..outcome.into() }
+        RunReport { cause: FailureCause::Neighbour, ..outcome.into() }
     }
 }
 
@@ -280,5 +280,5 @@ pub(super) fn no_process(how: &str) -> RunReport {
         "the process that runs plugins cannot be used ({how}); the task is tried again; read the log of the worker and of the kernel"
     );
     let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
-    RunReport { trouble: Trouble::Event, ..outcome.into() }
+    RunReport { cause: FailureCause::Event, ..outcome.into() }
 }

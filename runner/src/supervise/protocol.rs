@@ -22,7 +22,7 @@ pub(super) const COMMAND: &str = "runner";
 
 /// The first message to a runner, with everything that it needs.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Setup {
+pub(super) struct RunnerSetup {
     config: PathBuf,
     text: String,
     pub(super) dirs: Dirs,
@@ -43,7 +43,7 @@ pub(super) enum Purpose {
     Policy,
 }
 
-impl Setup {
+impl RunnerSetup {
     pub(super) fn new(
         config: &Config,
         dirs: &Dirs,

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::needs;
-use super::protocol::{FromRunner, Purpose, Setup, ToRunner};
+use super::protocol::{FromRunner, Purpose, RunnerSetup, ToRunner};
 use super::{frame, protocol};
 use hookrun_builders::PolicyError;
 use hookrun_capability::grants::Effective;
@@ -55,7 +55,7 @@ pub struct Readied {
 }
 
 /// Plugins that can run.
-pub struct Running {
+pub struct RunnerPlugins {
     plugins: BTreeMap<String, OrReason<LinkedPlugin>>,
     /// The plugins that are still to be compiled.
     uncompiled: Vec<String>,
@@ -79,7 +79,7 @@ impl Readied {
                     config.plugins.get(name).ok_or_else(|| format!("there is no [plugins.{name}]"));
                 let ready = settings.and_then(|settings| {
                     host.prepare(settings, &config).map_err(|error| {
-                        if matches!(error, PluginError::NotAhead(_)) {
+                        if matches!(error, PluginError::NotCompiled(_)) {
                             uncompiled.push(name.clone());
                         }
                         error.to_string()
@@ -126,7 +126,7 @@ impl Readied {
     }
 
     /// Maps and links the plugins. Must be called inside the sandbox.
-    pub fn link(self) -> Running {
+    pub fn link(self) -> RunnerPlugins {
         let Self { plugins, uncompiled, services, config, used } = self;
         let link = |ready: ReadyPlugin| ready.link(&config).map_err(|error| error.to_string());
         let plugins = plugins
@@ -141,7 +141,7 @@ impl Readied {
                 (name, linked)
             })
             .collect();
-        Running { plugins, uncompiled, services }
+        RunnerPlugins { plugins, uncompiled, services }
     }
 }
 
@@ -159,7 +159,7 @@ fn writable(services: &Services, effective: &Effective) -> Result<(), String> {
     unwritable.map_or(Ok(()), Err)
 }
 
-impl Running {
+impl RunnerPlugins {
     /// Returns the plugin called `name`.
     ///
     /// # Errors
@@ -216,7 +216,7 @@ pub fn main() -> Exit {
 
 fn life() -> io::Result<()> {
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-    let Some(setup) = frame::read::<Setup>(&mut input)? else { return Ok(()) };
+    let Some(setup) = frame::read::<RunnerSetup>(&mut input)? else { return Ok(()) };
     let (running, raised) = match behind_wall(&setup) {
         Ok(behind) => behind,
         Err(reason) => return frame::write(&mut output, &FromRunner::Unwalled(reason)),
@@ -240,7 +240,7 @@ fn life() -> io::Result<()> {
 }
 
 /// Prepares everything before the sandbox, enters it, and links the plugins.
-fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
+fn behind_wall(setup: &RunnerSetup) -> Result<(RunnerPlugins, Raised), String> {
     let mut config = setup.config().map_err(|error| error.to_string())?;
     // The secrets of other plugins are not read here.
     config.plugins.retain(|name, _| setup.plugins.contains(name));
@@ -270,7 +270,7 @@ fn behind_wall(setup: &Setup) -> Result<(Running, Raised), String> {
     Ok((readied.link(), raised))
 }
 
-fn queue_wall(readied: &Readied, setup: &Setup, identity: Identity) -> Result<Wall, String> {
+fn queue_wall(readied: &Readied, setup: &RunnerSetup, identity: Identity) -> Result<Wall, String> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let wall = needs::wall(
         &readied.effective(),
@@ -301,7 +301,7 @@ fn pipes() -> io::Result<(BufReader<pipe::Receiver>, Output)> {
 
 /// Runs what the supervisor orders until it closes the pipe. All runs are concurrent; the
 /// supervisor limits their number.
-async fn serve(running: Arc<Running>) -> io::Result<()> {
+async fn serve(running: Arc<RunnerPlugins>) -> io::Result<()> {
     let (mut input, output) = pipes()?;
     let mails: Mails = Arc::default();
     let delegated = running.services().mail().delegate();
@@ -337,7 +337,7 @@ async fn serve(running: Arc<Running>) -> io::Result<()> {
 }
 
 /// Tells the supervisor about uploads in progress when they change.
-async fn report_transfers(running: Arc<Running>, output: Output) {
+async fn report_transfers(running: Arc<RunnerPlugins>, output: Output) {
     let mut reported = Vec::new();
     loop {
         tokio::time::sleep(TRANSFERS).await;
@@ -398,7 +398,7 @@ async fn forward_mail(mut delegated: UnboundedReceiver<Delegated>, mails: Mails,
 }
 
 /// Answers the questions of the session one after the other.
-async fn answer(running: &Running, setup: &Setup) -> io::Result<()> {
+async fn answer(running: &RunnerPlugins, setup: &RunnerSetup) -> io::Result<()> {
     let (mut input, output) = pipes()?;
     let name = setup.plugins.first().map(String::as_str).unwrap_or_default();
     while let Some(order) = frame::receive(&mut input).await? {
@@ -412,7 +412,7 @@ async fn answer(running: &Running, setup: &Setup) -> io::Result<()> {
 }
 
 async fn select(
-    running: &Running,
+    running: &RunnerPlugins,
     name: &str,
     candidate: &hookrun_builders::Candidate,
     machines: &[hookrun_builders::Machine],
@@ -424,7 +424,7 @@ async fn select(
     let decision = match running.get(name) {
         Ok(linked) => linked.select(running.services(), candidate, machines, local).await.0,
         Err(reason) if running.uncompiled.iter().any(|uncompiled| uncompiled == name) => {
-            Err(PolicyError::Unready(reason))
+            Err(PolicyError::NotReady(reason))
         }
         Err(reason) => Err(PolicyError::Unavailable(reason)),
     };

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 
 use super::process::{NoRunner, Runner, no_process};
-use super::protocol::{Purpose, Setup};
+use super::protocol::{Purpose, RunnerSetup};
 use hookrun_capability::Services;
 use hookrun_config::{self as config, Config, Plugin, Retry, StoreScope, TaskOrder, suggestion};
 use hookrun_host::{Compiler, Host};
@@ -22,7 +22,7 @@ use hookrun_nix::database::Database;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{Event, HookEvent, HookKind, NixDirs};
 use hookrun_nix::outcome::Transfer;
-use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
+use hookrun_nix::outcome::{FailureCause, Outcome, RunReport};
 use hookrun_queue::journal::NewTask;
 use hookrun_queue::outputs;
 use hookrun_queue::worker::{Executor, Refreshed};
@@ -46,12 +46,12 @@ type Runners = BTreeMap<NixDirs, Arc<Runner>>;
 /// A configuration, and the metadata of its plugins at the time when it was read.
 struct Current {
     config: Config,
-    plugins: BTreeMap<String, Entry>,
+    plugins: BTreeMap<String, PluginEntry>,
     /// The services that start programs for runners.
     services: Services,
 }
 
-struct Entry {
+struct PluginEntry {
     settings: Plugin,
     /// The hooks that the plugin serves; none if it cannot be read, so that it may serve any.
     hooks: Option<Vec<HookKind>>,
@@ -60,7 +60,7 @@ struct Entry {
 
 /// The state of the files at the last check.
 struct FileStates {
-    stamps: Vec<Stamp>,
+    stamps: Vec<WatchedFile>,
     problems: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ impl Current {
             let hooks = artifact.as_ref().map(|artifact| artifact.hooks().to_vec());
             let asked = artifact.map(|artifact| artifact.description().metadata.order);
             let order = settings.order.or(asked).unwrap_or_default();
-            plugins.insert(name.clone(), Entry { settings: settings.clone(), hooks, order });
+            plugins.insert(name.clone(), PluginEntry { settings: settings.clone(), hooks, order });
         }
         let services = Services::new(&config, dirs);
         Self { config, plugins, services }
@@ -95,7 +95,7 @@ impl Current {
 
     async fn start_runner(&self, dirs: &Dirs, nix: &NixDirs) -> Result<Arc<Runner>, NoRunner> {
         let names = self.plugins.keys().cloned().collect();
-        let setup = Setup::new(&self.config, dirs, nix.clone(), names, Purpose::Queue);
+        let setup = RunnerSetup::new(&self.config, dirs, nix.clone(), names, Purpose::Queue);
         Runner::start(&setup, self.config.clone(), self.services.clone()).await
     }
 }
@@ -271,13 +271,13 @@ impl Executor for Supervisor {
 
     fn wanted(&self, event: &Event) -> Vec<NewTask> {
         let current = self.current();
-        let wants = |entry: &&Entry| {
+        let wants = |entry: &&PluginEntry| {
             (event.plugins.is_empty() || event.plugins.contains(&entry.settings.name))
                 && serves(&entry.settings, entry.hooks.as_deref(), event.kind())
                 && admits(&entry.settings, event)
         };
         let mut reached = None;
-        let wanted = |entry: &Entry| NewTask {
+        let wanted = |entry: &PluginEntry| NewTask {
             plugin: entry.settings.name.clone(),
             after: (entry.order == TaskOrder::DependenciesFirst)
                 .then(|| reached.get_or_insert_with(|| reaches(event)).clone()),
@@ -288,7 +288,7 @@ impl Executor for Supervisor {
     fn wants(&self) -> String {
         let current = self.current();
         let mut digest = Sha256::new();
-        for Entry { settings, hooks, order: _ } in current.plugins.values() {
+        for PluginEntry { settings, hooks, order: _ } in current.plugins.values() {
             let filter = &settings.filter;
             digest.update(format!("{:?}\n", (&settings.name, &settings.hooks, hooks, filter)));
         }
@@ -372,7 +372,7 @@ fn cannot_begin(event: &Event, missing: &(usize, String)) -> Option<RunReport> {
         event.nix.state.display(),
     );
     let outcome = Outcome::Failed { message, transient: true, retry_after_ms: None };
-    Some(RunReport { trouble: Trouble::Event, ..outcome.into() })
+    Some(RunReport { cause: FailureCause::Event, ..outcome.into() })
 }
 
 fn lost(event: &Event, (count, first): &(usize, String)) -> Outcome {
@@ -441,10 +441,10 @@ fn reaches(event: &Event) -> Vec<String> {
 }
 
 /// The state of a file: size, time, device and inode number.
-type Stamp = (PathBuf, Option<(u64, SystemTime, u64, u64)>);
+type WatchedFile = (PathBuf, Option<(u64, SystemTime, u64, u64)>);
 
 /// Returns the state of all files that the configuration consists of or names.
-fn stamps(config: &Config) -> Vec<Stamp> {
+fn stamps(config: &Config) -> Vec<WatchedFile> {
     config
         .files()
         .into_iter()

@@ -7,7 +7,7 @@ use hookrun_config::{
     self as config, Capability, Config, ConfigError, Grant, Limit, Plugin, PluginSource, Want,
     Wants,
 };
-use hookrun_host::examine::{Sample, SampleConfig, Verdict};
+use hookrun_host::examine::{Examination, Sample, SampleConfig};
 use hookrun_host::{Component, Host, PluginError, bundled};
 use hookrun_nix::event::HookKind;
 
@@ -220,8 +220,8 @@ impl Subject {
                 PluginSource::File(std::path::absolute(name).map_err(unreadable)?)
             }
         };
-        let (_, verdict) = examine(host, name, &source, &serde_json::json!({}))?;
-        let Verdict { description, sample: Sample { table, from }, .. } = verdict;
+        let (_, examination) = examine(host, name, &source, &serde_json::json!({}))?;
+        let Examination { description, sample: Sample { table, from }, .. } = examination;
         let metadata = description.metadata;
         let services = format!(
             "[object-stores.{OBJECT_STORE}]\n[signing-keys.\"{SIGNING_KEY}\"]\nfile = \"in-memory\"\n[mail.{MAIL}]\n"
@@ -304,7 +304,7 @@ impl Subject {
     ///
     /// # Errors
     /// The file cannot be read, or is not a plugin.
-    pub fn examine(&self, host: &Host) -> Result<(Component, Verdict), SubjectError> {
+    pub fn examine(&self, host: &Host) -> Result<(Component, Examination), SubjectError> {
         let source = &self.plugin.source;
         examine(host, &source.to_string(), source, &self.plugin.config)
     }
@@ -455,7 +455,7 @@ fn examine(
     name: &str,
     source: &PluginSource,
     table: &serde_json::Value,
-) -> Result<(Component, Verdict), SubjectError> {
+) -> Result<(Component, Examination), SubjectError> {
     let unreadable =
         |reason: String| SubjectError::Unreadable { source_name: name.to_owned(), reason };
     if let PluginSource::Bundled(bundled) = source
@@ -468,9 +468,9 @@ fn examine(
     let component = Component::read(source).map_err(unreadable)?;
     let examined =
         host.examine(&component, table).map_err(|error| unreadable(format!("it {error}")))?;
-    let verdict = examined
+    let examination = examined
         .map_err(|reason| SubjectError::NoPlugin { source_name: name.to_owned(), reason })?;
-    Ok((component, verdict))
+    Ok((component, examination))
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::lab::PluginTable;
 
 /// The hook that a guest serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
+pub enum GuestHook {
     /// Called after a build.
     PostBuild,
     /// Called after two builds that differ.
@@ -34,7 +34,7 @@ pub enum Hook {
     BuilderSelection,
 }
 
-impl Hook {
+impl GuestHook {
     /// Returns its name in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -74,7 +74,7 @@ pub struct Row {
     /// The plugin's name in the configuration.
     pub name: String,
     /// The hook that the plugin serves.
-    pub hook: Hook,
+    pub hook: GuestHook,
     /// The component.
     pub guest: Guest,
     /// Its `config` table.
@@ -93,7 +93,7 @@ pub struct Row {
 fn act(name: &str, config: Table) -> Row {
     Row {
         name: name.to_owned(),
-        hook: Hook::PostBuild,
+        hook: GuestHook::PostBuild,
         guest: Guest::Crate,
         config,
         limits: Table::new(),
@@ -115,7 +115,7 @@ fn with(mut table: Table, more: Table) -> Table {
 }
 
 impl Row {
-    fn hook(self, hook: Hook) -> Self {
+    fn hook(self, hook: GuestHook) -> Self {
         Self { hook, ..self }
     }
 
@@ -160,8 +160,8 @@ impl Row {
             .set("limits", &self.limits)
             .set("retry", &self.retry);
         match self.hook {
-            Hook::BuilderSelection => table.grant("state", false),
-            Hook::PostBuild | Hook::Diff => granted(table),
+            GuestHook::BuilderSelection => table.grant("state", false),
+            GuestHook::PostBuild | GuestHook::Diff => granted(table),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use toml::{Table, toml};
 
-use super::{Hook, Row, act, with};
+use super::{GuestHook, Row, act, with};
 
 pub(super) fn rows() -> Vec<Row> {
     [paths(), signing(), objects(), state(), mail(), outside(), words()].concat()
@@ -26,7 +26,7 @@ fn paths() -> Vec<Row> {
         read("read-parent-inside", "{out}", "dir/../../x")
             .ends("permanent", "is not a path below a store path"),
         read("read-parent-diff", "{out}", "../x")
-            .hook(Hook::Diff)
+            .hook(GuestHook::Diff)
             .ends("permanent", "is not a path below a store path"),
         read("read-absolute", "{out}", "/etc/passwd")
             .ends("permanent", "is not a path below a store path"),
@@ -178,7 +178,7 @@ fn outside() -> Vec<Row> {
         act("wasi-arguments", toml! { act = "arguments" }).ends("done", "no arguments"),
         act("wasi-stdin", toml! { act = "stdin" }).ends("done", "standard input is empty"),
         act("wasi-stdin-diff", toml! { act = "stdin" })
-            .hook(Hook::Diff)
+            .hook(GuestHook::Diff)
             .ends("done", "standard input is empty"),
     ]
 }
@@ -187,7 +187,7 @@ fn words() -> Vec<Row> {
     vec![
         act("words-fail-escapes", toml! { act = "fail-escapes" }).ends("permanent", "forged"),
         act("words-fail-escapes-diff", toml! { act = "fail-escapes" })
-            .hook(Hook::Diff)
+            .hook(GuestHook::Diff)
             .ends("permanent", "forged"),
         act("words-fail-long", toml! { act = "fail-long" }).ends("permanent", "long long"),
         act("words-fail-centuries", toml! { act = "fail-centuries" })

@@ -3,7 +3,7 @@
 use toml::{Table, toml};
 
 use super::made::crafted;
-use super::{Guest, Hook, Row, act, bytes};
+use super::{Guest, GuestHook, Row, act, bytes};
 
 /// A wall time that is short, but long enough for a guest to start.
 const SECOND: &str = "1s";
@@ -16,7 +16,7 @@ fn in_hooks() -> Vec<Row> {
     vec![
         act("loop", toml! { act = "loop" }).limit("wall-time", SECOND).ends("limit", "`wall-time`"),
         act("loop-diff", toml! { act = "loop" })
-            .hook(Hook::Diff)
+            .hook(GuestHook::Diff)
             .limit("wall-time", SECOND)
             .ends("limit", "`wall-time`"),
         act("sleep", toml! { act = "sleep" })
@@ -27,17 +27,21 @@ fn in_hooks() -> Vec<Row> {
             .limit("wall-time", SECOND)
             .ends("transient", "no answer in time (waited 500ms)"),
         act("trap", toml! { act = "trap" }).ends("trapped", "told to trap"),
-        act("trap-diff", toml! { act = "trap" }).hook(Hook::Diff).ends("trapped", "told to trap"),
+        act("trap-diff", toml! { act = "trap" })
+            .hook(GuestHook::Diff)
+            .ends("trapped", "told to trap"),
         act("exit-0", toml! { act = "exit" code = 0 })
             .ends("trapped", "called exit(0) instead of returning"),
         act("exit-0-diff", toml! { act = "exit" code = 0 })
-            .hook(Hook::Diff)
+            .hook(GuestHook::Diff)
             .ends("trapped", "called exit(0) instead of returning"),
         act("exit-3", toml! { act = "exit" code = 3 })
             .ends("trapped", "called exit(1) instead of returning"),
         act("recursion", toml! { act = "recursion" }).ends("limit", "`stack`"),
         act("memory", toml! { act = "memory" }).ends("limit", "`memory`"),
-        act("memory-diff", toml! { act = "memory" }).hook(Hook::Diff).ends("limit", "`memory`"),
+        act("memory-diff", toml! { act = "memory" })
+            .hook(GuestHook::Diff)
+            .ends("limit", "`memory`"),
         act("one-allocation", toml! { act = "one-allocation" }).ends("limit", "`memory`"),
         act("strings", toml! { act = "strings" }).ends("limit", "`memory`"),
         act("handles", toml! { act = "handles" }).ends("permanent", "`handles`"),
@@ -71,7 +75,7 @@ fn at_start() -> Vec<Row> {
             .limit("wall-time", SECOND)
             .ends("limit", "`wall-time`"),
         constructor("constructor-loop-diff", b'1')
-            .hook(Hook::Diff)
+            .hook(GuestHook::Diff)
             .limit("wall-time", SECOND)
             .ends("limit", "`wall-time`"),
         constructor("constructor-memory", b'2').ends("limit", "`memory`"),
@@ -146,7 +150,7 @@ fn by_hand() -> Vec<Row> {
 
 /// Policies of builder selection.
 fn selections() -> Vec<Row> {
-    let selection = |name: &str, config: Table| act(name, config).hook(Hook::BuilderSelection);
+    let selection = |name: &str, config: Table| act(name, config).hook(GuestHook::BuilderSelection);
     vec![
         selection("select-loop", toml! { act = "loop" })
             .limit("selection-time", "300ms")

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use hookrun::demo::private_nix;
-use hookrun_queue::spawn::{PROGRAM, THIN_PROGRAM};
+use hookrun_queue::spawn::{PROGRAM, SMALL_HOOK};
 
 /// The usual name of the group of build users.
 pub const BUILD_GROUP: &str = "nixbld";
@@ -147,7 +147,7 @@ pub fn hookrun_program() -> PathBuf {
     });
     let library = libraries.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max();
     let program = dependencies.parent().unwrap().join(PROGRAM);
-    for program in [&program, &program.with_file_name(THIN_PROGRAM)] {
+    for program in [&program, &program.with_file_name(SMALL_HOOK)] {
         assert!(
             program.is_file(),
             "there is no {}: run `cargo build --workspace` first, or set HOOKRUN_BIN",

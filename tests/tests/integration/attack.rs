@@ -162,7 +162,7 @@ fn a_stranger_who_makes_a_fallback_first_takes_no_event() {
     // A spool that cannot be written.
     std::fs::remove_dir(dirs.spool()).unwrap();
     std::fs::write(dirs.spool(), "").unwrap();
-    let spool::Place::Fallback { path, .. } = spool::put(&dirs, &event(&scene, "a")).unwrap()
+    let spool::SpoolPlace::Fallback { path, .. } = spool::put(&dirs, &event(&scene, "a")).unwrap()
     else {
         panic!("the spool cannot be written")
     };

@@ -1,7 +1,7 @@
 //! The bundled policy with real Nix: forty builds on four machines with features, one of them
 //! behind a real sshd, and the local machine as a candidate.
 
-use hookrun_builders::history::{BuildRow, Outcome, RowSelection};
+use hookrun_builders::history::{BuildOutcome, BuildRow, RowSelection};
 use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Ran, Scene, Script, Sshd, require, toml};
 use toml::Table;
 
@@ -109,7 +109,7 @@ fn forty_builds_are_distributed_over_four_machines_by_their_features() {
         builds.iter().filter(|build| build.machine.ends_with(&end)).collect()
     };
     for build in &builds {
-        assert_eq!(build.outcome, Some(Outcome::Built), "{build:?}");
+        assert_eq!(build.outcome, Some(BuildOutcome::Built), "{build:?}");
         let number: Option<usize> =
             build.name.strip_prefix("part-").map(|number| number.parse().unwrap());
         match number.and_then(feature) {
@@ -141,7 +141,7 @@ fn forty_builds_are_distributed_over_four_machines_by_their_features() {
     assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
     assert_eq!(ran.account().matches("this build fails").count(), 1, "{}", ran.account());
     let build = scene.last_build();
-    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0));
+    assert_eq!((build.outcome, build.moves.len()), (Some(BuildOutcome::Failed), 0));
 }
 
 /// Returns the number of remote builds that Nix announces.

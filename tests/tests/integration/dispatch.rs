@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use hookrun_builders::history::{BuildRow, Outcome};
+use hookrun_builders::history::{BuildOutcome, BuildRow};
 use hookrun_tests::lab::{
     ConfigFile, Need, PluginTable, Ran, Scene, Script, most_at_once, require, wait_for,
 };
@@ -51,7 +51,7 @@ fn a_machine_that_is_lost_during_a_build_is_replaced() {
     let ran = ran.expect_stderr("is lost (unexpected end-of-file); it moves to ssh://");
     assert!(!ran.account().contains("error:"), "{}", ran.account());
     let build = scene.last_build();
-    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Built), 1), "{build:?}");
+    assert_eq!((build.outcome, build.moves.len()), (Some(BuildOutcome::Built), 1), "{build:?}");
     assert!(build.seconds.is_some_and(|seconds| seconds >= 3.0), "{build:?}");
 }
 
@@ -87,7 +87,7 @@ fn a_build_that_fails_is_reported_once_and_not_tried_again() {
         ran.account()
     );
     let build = scene.last_build();
-    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0));
+    assert_eq!((build.outcome, build.moves.len()), (Some(BuildOutcome::Failed), 0));
 }
 
 #[test]
@@ -240,7 +240,11 @@ fn words_in_the_log_of_a_failed_build_do_not_count_against_its_machine() {
         let ran = build(&scene, &format!("bad-{number}")).expect_failure();
         assert!(!ran.account().contains("is lost"), "{words}: {}", ran.account());
         let build = scene.last_build();
-        assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0), "{build:?}");
+        assert_eq!(
+            (build.outcome, build.moves.len()),
+            (Some(BuildOutcome::Failed), 0),
+            "{build:?}"
+        );
     }
     for health in scene.builder_record().machines().unwrap().values() {
         assert_eq!(health.failures, 0, "{health:?}");
@@ -276,7 +280,7 @@ fn a_full_local_disk_does_not_count_against_a_machine() {
         .expect_stderr("this machine cannot store the outputs: ");
     assert!(!ran.account().contains("is lost"), "{}", ran.account());
     let build = scene.last_build();
-    assert_eq!((build.outcome, build.moves.len()), (Some(Outcome::Failed), 0), "{build:?}");
+    assert_eq!((build.outcome, build.moves.len()), (Some(BuildOutcome::Failed), 0), "{build:?}");
     for health in scene.builder_record().machines().unwrap().values() {
         assert_eq!(health.failures, 0, "{health:?}");
     }
@@ -329,7 +333,7 @@ fn forty_builds_of_two_commands_never_take_more_slots_than_there_are() {
     right.expect_success();
     let builds = scene.recorded_builds();
     assert_eq!(builds.len(), 42);
-    assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
+    assert!(builds.iter().all(|build| build.outcome == Some(BuildOutcome::Built)));
     assert!(
         builds.iter().any(|build| build.waited_ms > Some(0)),
         "some builds have waited in the queue"

@@ -28,7 +28,7 @@ enum Ends {
     /// The run ends.
     Run,
     /// The call fails with `limit`.
-    Call,
+    Invocation,
     /// Nothing ends, and the log names the limit.
     Log,
 }
@@ -71,32 +71,40 @@ fn hits() -> Vec<Hit> {
         hit(Limit::Stack, Ends::Run, faulty("stack")),
         hit(Limit::HostCalls, Ends::Run, greedy("log").limit("host-calls", 50)),
         hit(Limit::WasiCalls, Ends::Run, greedy("clock").limit("wasi-calls", 50)),
-        hit(Limit::Handles, Ends::Call, greedy("nars").limit("handles", 10)),
+        hit(Limit::Handles, Ends::Invocation, greedy("nars").limit("handles", 10)),
         hit(Limit::Handles, Ends::Run, greedy("timers")),
         hit(Limit::Handles, Ends::Run, greedy_times("poll", 30_000)),
         hit(Limit::CallBytes, Ends::Run, faulty("call-bytes").grant("state", true)),
         hit(
             Limit::CallBytes,
-            Ends::Call,
+            Ends::Invocation,
             greedy_times("state-key", 2000).limit("call-bytes", "1KiB"),
         ),
         hit(
             Limit::CallBytes,
-            Ends::Call,
+            Ends::Invocation,
             greedy_times("infos", 20_000).limit("call-bytes", "2MiB"),
         ),
         hit(Limit::HostBytes, Ends::Run, faulty("log").limit("host-bytes", "1MiB")),
-        hit(Limit::ListItems, Ends::Call, greedy_times("exists", 30_000)),
+        hit(Limit::ListItems, Ends::Invocation, greedy_times("exists", 30_000)),
         hit(Limit::ListItems, Ends::Run, greedy_times("poll", 300).limit("list-items", 200)),
         hit(Limit::RandomBytes, Ends::Run, greedy("random")),
         hit(Limit::LogBytes, Ends::Log, faulty("log")),
         hit(Limit::LogBytes, Ends::Log, greedy_times("print", 1000)),
         hit(Limit::OutputBytes, Ends::Run, faulty("output")),
-        hit(Limit::StateBytes, Ends::Call, faulty("state").grant("state", true)),
-        hit(Limit::StateKeys, Ends::Call, greedy_times("state-keys", 30).limit("state-keys", 20)),
-        hit(Limit::StateKeyBytes, Ends::Call, greedy_times("state-key", 513)),
-        hit(Limit::Mails, Ends::Call, greedy("mails").config(to_root.clone())),
-        hit(Limit::MailBytes, Ends::Call, greedy_times("mail-bytes", 2_000_000).config(to_root)),
+        hit(Limit::StateBytes, Ends::Invocation, faulty("state").grant("state", true)),
+        hit(
+            Limit::StateKeys,
+            Ends::Invocation,
+            greedy_times("state-keys", 30).limit("state-keys", 20),
+        ),
+        hit(Limit::StateKeyBytes, Ends::Invocation, greedy_times("state-key", 513)),
+        hit(Limit::Mails, Ends::Invocation, greedy("mails").config(to_root.clone())),
+        hit(
+            Limit::MailBytes,
+            Ends::Invocation,
+            greedy_times("mail-bytes", 2_000_000).config(to_root),
+        ),
     ]
 }
 
@@ -141,7 +149,7 @@ fn said(report: &RunReport, hit: &Hit) -> String {
     let key = hit.limit.key();
     match (&hit.ends, &report.outcome) {
         (Ends::Run, Outcome::LimitReached { limit, message }) if limit == key => message.clone(),
-        (Ends::Call, Outcome::Failed { message, transient: false, .. }) => message.clone(),
+        (Ends::Invocation, Outcome::Failed { message, transient: false, .. }) => message.clone(),
         (Ends::Log, Outcome::Done { .. }) => report.log.last().unwrap().message.clone(),
         (_, other) => panic!("`{key}` by {:?}: {other:?}", hit.plugin),
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use hookrun_queue::spool;
 use hookrun_tests::guests::guest;
-use hookrun_tests::hostile::{Hook, Row, corpus};
+use hookrun_tests::hostile::{GuestHook, Row, corpus};
 use hookrun_tests::lab::{
     Answered, Attempt, ConfigFile, PluginTable, Scene, Script, answers, build_hook, conversation,
     toml,
@@ -64,7 +64,7 @@ fn tarpit() -> std::net::TcpListener {
 /// Spools one build and one difference of `prey`, which is built.
 fn hand_over(scene: &Scene) {
     for event in [scene.build_event("prey"), scene.diff_event("prey", "file")] {
-        assert_eq!(spool::put(&scene.dirs(), &event).unwrap(), spool::Place::Spool);
+        assert_eq!(spool::put(&scene.dirs(), &event).unwrap(), spool::SpoolPlace::Spool);
     }
 }
 
@@ -119,7 +119,7 @@ fn every_row_of_the_corpus_has_its_own_name() {
     let names: BTreeSet<&str> = rows.iter().map(|row| row.name.as_str()).collect();
     assert_eq!(names.len(), rows.len(), "names are unique");
     assert!(rows.len() >= LEAST, "{} guests", rows.len());
-    for hook in [Hook::PostBuild, Hook::Diff, Hook::BuilderSelection] {
+    for hook in [GuestHook::PostBuild, GuestHook::Diff, GuestHook::BuilderSelection] {
         assert!(rows.iter().filter(|row| row.hook == hook).count() >= 8, "of {}", hook.as_str());
     }
 }
@@ -131,7 +131,7 @@ fn every_guest_ends_as_expected_and_does_not_affect_other_plugins() {
     std::fs::create_dir(scene.path("components")).unwrap();
     let tarpit = tarpit();
     let mut rows = corpus();
-    rows.retain(|row| row.hook != Hook::BuilderSelection);
+    rows.retain(|row| row.hook != GuestHook::BuilderSelection);
     let mut config = neighbours(&tarpit);
     for row in &rows {
         let table = row.table(&row.component(&scene.path("components")));
@@ -270,7 +270,7 @@ fn nix_gets_one_answer_to_each_question_whatever_the_policy_does() {
     std::fs::create_dir_all(scene.path("components")).unwrap();
     std::fs::create_dir(&directory).unwrap();
     let mut account = String::new();
-    for row in corpus().iter().filter(|row| row.hook == Hook::BuilderSelection) {
+    for row in corpus().iter().filter(|row| row.hook == GuestHook::BuilderSelection) {
         let table = row.table(&row.component(&scene.path("components")));
         // With `early-accept` the answer to Nix would not depend on the policy.
         scene.set_config(

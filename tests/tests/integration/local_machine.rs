@@ -1,7 +1,7 @@
 //! Builder selection with this machine as a candidate, with real Nix: builds that become ready
 //! together, times of local builds, and inputs that a machine has already.
 
-use hookrun_builders::history::{Outcome, RowSelection};
+use hookrun_builders::history::{BuildOutcome, RowSelection};
 use hookrun_tests::lab::{ConfigFile, Need, PluginTable, Scene, Script, require, toml};
 
 /// A scene with one builder of four slots and this speed factor of the local machine.
@@ -37,7 +37,7 @@ fn only_as_many_builds_stay_local_as_there_are_local_slots() {
         .map(|build| build.name.as_str())
         .collect();
     assert_eq!(remote.len(), 3, "one build stays local: {builds:#?}");
-    assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
+    assert!(builds.iter().all(|build| build.outcome == Some(BuildOutcome::Built)));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 
-use hookrun_builders::history::{BuildRow, Outcome};
+use hookrun_builders::history::{BuildOutcome, BuildRow};
 use hookrun_tests::lab::{
     ConfigFile, Need, Ran, Scene, Script, most_at_once, require, toml, wait_for,
 };
@@ -72,7 +72,7 @@ fn two_commands_never_take_more_resources_than_there_are() {
         ran.expect_success();
     }
     let builds = scene.recorded_builds();
-    assert!(builds.iter().all(|build| build.outcome == Some(Outcome::Built)));
+    assert!(builds.iter().all(|build| build.outcome == Some(BuildOutcome::Built)));
     let of = |kind: &str, machine: &str| -> Vec<&BuildRow> {
         builds
             .iter()

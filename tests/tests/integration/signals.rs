@@ -9,7 +9,7 @@ mod stage;
 use std::collections::BTreeMap;
 
 use hookrun_builders::choice::health::Probe;
-use hookrun_builders::history::{Outcome, Record, RowSelection};
+use hookrun_builders::history::{BuildOutcome, Record, RowSelection};
 use hookrun_tests::lab::{answers, build_hook, wait_for};
 
 use conversation::{Conversation, is_gone, slot_of};
@@ -82,7 +82,8 @@ fn interrupt_at_every_stage(interruption: Interruption) {
             .as_ref()
             .map_or(Vec::new(), |record| record.builds(RowSelection::Last(9)).unwrap());
         let outcomes: Vec<_> = builds.iter().map(|build| build.outcome).collect();
-        let expected = if stage.is_delegated() { &[Some(Outcome::Abandoned)][..] } else { &[] };
+        let expected =
+            if stage.is_delegated() { &[Some(BuildOutcome::Abandoned)][..] } else { &[] };
         assert_eq!(outcomes, expected, "{at}: {builds:?}");
         let machines = record.map_or(BTreeMap::new(), |record| record.machines().unwrap());
         // The machine has refused the first question.
@@ -151,7 +152,7 @@ fn a_hook_that_gets_sigterm_ends_its_processes_although_nix_does_not_read() {
         .builds(RowSelection::Last(9))
         .unwrap();
     assert!(
-        matches!(&builds[..], [build] if build.outcome == Some(Outcome::Abandoned)),
+        matches!(&builds[..], [build] if build.outcome == Some(BuildOutcome::Abandoned)),
         "{builds:?}"
     );
 }

@@ -21,14 +21,14 @@ use hookrun_nix::process;
 use hookrun_nix::selection::PolicyError;
 
 /// The configuration of builder selection.
-pub struct Setup {
+pub struct SelectionSetup {
     /// `[builders]`.
     pub builders: config::Builders,
     /// Creates the policy; none if Nix's own rule chooses.
     pub policy: Option<PolicyFactory>,
 }
 
-impl Setup {
+impl SelectionSetup {
     /// Reads the configuration of this installation. `may_choose` returns whether a plugin may be
     /// the policy, and `policy` creates it, within the policy's deadline. Without a policy, Nix's
     /// own rule chooses.
@@ -53,11 +53,11 @@ impl Setup {
 }
 
 /// Runs as the build hook that Nix started with this verbosity.
-pub fn main(verbosity: u64, setup: impl FnOnce() -> Setup) -> Exit {
+pub fn main(verbosity: u64, setup: impl FnOnce() -> SelectionSetup) -> Exit {
     process::reserve();
     shutdown::watch();
-    let Setup { builders, policy } =
-        catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| Setup {
+    let SelectionSetup { builders, policy } =
+        catch_unwind(AssertUnwindSafe(setup)).unwrap_or_else(|_| SelectionSetup {
             builders: config::Builders::default(),
             policy: Some(Arc::new(|| {
                 Err(PolicyError::Unavailable(

@@ -39,7 +39,7 @@ impl PluginContext {
 
 /// The store paths that the event of this run is about: the roots of the `nix-store` grant.
 #[derive(Debug, Clone)]
-pub struct Scope {
+pub struct EventScope {
     /// The Nix that called the hook.
     pub nix: NixDirs,
     /// Full store paths: the derivation and its outputs. Empty for builder selection.
@@ -48,7 +48,7 @@ pub struct Scope {
     pub event: String,
 }
 
-impl Scope {
+impl EventScope {
     /// Returns the scope of `event`.
     pub fn of(event: &Event) -> Self {
         let paths = match &event.hook {

@@ -22,10 +22,10 @@ pub mod state;
 
 use std::sync::Arc;
 
-pub use context::{PluginContext, Scope};
+pub use context::{EventScope, PluginContext};
 pub use error::{CapabilityError, ErrorKind};
 pub use log::RunLog;
-pub use service::{Finding, SandboxNeeds, Service};
+pub use service::{SandboxNeeds, Service, ServiceFinding};
 
 use crate::grants::Effective;
 use hookrun_config::{Config, KeyError};
@@ -129,7 +129,7 @@ impl Services {
     }
 
     /// Checks the configuration of every service. Sends nothing.
-    pub fn check(&self, config: &Config, dirs: &Dirs) -> Vec<Finding> {
+    pub fn check(&self, config: &Config, dirs: &Dirs) -> Vec<ServiceFinding> {
         self.all().into_iter().flat_map(|service| service.check(config, dirs)).collect()
     }
 

@@ -19,7 +19,7 @@ pub trait Service: std::fmt::Debug + Send + Sync {
         Self: Sized;
 
     /// Checks the configuration of this service, for `hookrun check`. Sends nothing.
-    fn check(&self, _config: &Config, _dirs: &Dirs) -> Vec<Finding> {
+    fn check(&self, _config: &Config, _dirs: &Dirs) -> Vec<ServiceFinding> {
         Vec::new()
     }
 
@@ -40,7 +40,7 @@ pub trait Service: std::fmt::Debug + Send + Sync {
 
 /// A result of [`Service::check`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finding {
+pub enum ServiceFinding {
     /// Something that works, in one line.
     Good(String),
     /// Something that works and should be changed.
@@ -49,7 +49,7 @@ pub enum Finding {
     Problem(KeyError),
 }
 
-impl Finding {
+impl ServiceFinding {
     /// Returns the finding of a check whose success has a description.
     pub(crate) fn of(checked: Result<String, KeyError>) -> Self {
         checked.map_or_else(Self::Problem, Self::Good)

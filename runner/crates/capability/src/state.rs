@@ -31,10 +31,10 @@ type Changes = Vec<(String, Option<Vec<u8>>)>;
 
 /// The stores of all plugins of an installation.
 #[derive(Debug)]
-pub struct Stores(Place);
+pub struct Stores(StateBackend);
 
 #[derive(Debug, Clone)]
-enum Place {
+enum StateBackend {
     /// One SQLite file for each plugin in this directory.
     Directory(PathBuf),
     /// In memory, for `hookrun test`.
@@ -62,12 +62,12 @@ impl Service for Stores {
 impl Stores {
     /// Creates stores in `directory`, which the first write creates with mode 0700.
     pub fn durable(directory: PathBuf) -> Self {
-        Self(Place::Directory(directory))
+        Self(StateBackend::Directory(directory))
     }
 
     /// Creates stores that live as long as this value.
     pub fn in_memory() -> Self {
-        Self(Place::Memory(Arc::default()))
+        Self(StateBackend::Memory(Arc::default()))
     }
 
     /// Returns all pairs of `plugin`, for a process that cannot open its store.
@@ -76,8 +76,10 @@ impl Stores {
     /// Returns `transient` if the store cannot be read.
     pub fn load(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
         match &self.0 {
-            Place::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),
-            Place::Directory(directory) => {
+            StateBackend::Memory(stores) => {
+                Ok(lock(stores).get(plugin).cloned().unwrap_or_default())
+            }
+            StateBackend::Directory(directory) => {
                 read_file(&file(directory, plugin)).map_err(|error| unusable(plugin, &error))
             }
         }
@@ -97,11 +99,11 @@ impl Stores {
             return Ok(());
         }
         match &self.0 {
-            Place::Memory(stores) => {
+            StateBackend::Memory(stores) => {
                 change(&mut lock(stores), plugin, changes);
                 Ok(())
             }
-            Place::Directory(directory) => make_directory(directory)
+            StateBackend::Directory(directory) => make_directory(directory)
                 .and_then(|()| write_file(&file(directory, plugin), &changes))
                 .map_err(|error| unusable(plugin, &error)),
         }
@@ -109,7 +111,7 @@ impl Stores {
 
     /// Replaces the content of a store in memory for `plugin` by `pairs`.
     pub fn fill(&self, plugin: &str, pairs: Pairs) {
-        if let Place::Memory(stores) = &self.0 {
+        if let StateBackend::Memory(stores) = &self.0 {
             lock(stores).insert(plugin.to_owned(), pairs);
         }
     }
@@ -128,7 +130,7 @@ impl Stores {
 /// One run's view of its plugin's store.
 #[derive(Debug)]
 pub struct Transaction {
-    place: Place,
+    place: StateBackend,
     plugin: String,
     /// The pairs; `None` before they are read.
     pairs: Option<Pairs>,
@@ -241,7 +243,7 @@ fn check_key(key: &str, context: &PluginContext) -> Result<(), CapabilityError> 
     context.within(Limit::StateKeyBytes, key.len() as u64)
 }
 
-impl Place {
+impl StateBackend {
     async fn read(&self, plugin: &str) -> Result<Pairs, CapabilityError> {
         match self {
             Self::Memory(stores) => Ok(lock(stores).get(plugin).cloned().unwrap_or_default()),

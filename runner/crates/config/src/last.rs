@@ -1,9 +1,9 @@
 //! The configuration that a worker last used, kept in the state directory.
 //!
-//! A deployment tool may replace `hookrun.toml` in two steps, and a file system may be mounted late.
-//! While the file is missing, the last configuration stays in force, also for the next worker:
-//! events that arrive meanwhile must not be matched against the built-in configuration. An empty
-//! `hookrun.toml` is a valid configuration without plugins.
+//! A deployment tool may replace `hookrun.toml` in two steps, and a file system may be mounted
+//! late. While the file is missing, the last configuration stays in force, also for the next
+//! worker: events that arrive meanwhile must not be matched against the built-in configuration. An
+//! empty `hookrun.toml` is a valid configuration without plugins.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -24,7 +24,7 @@ struct Last {
 
 /// The text of an installation's configuration before it is parsed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Text {
+pub struct ConfigText {
     /// The file that it comes from.
     pub path: PathBuf,
     /// The content of the file.
@@ -43,7 +43,7 @@ enum Origin {
     Embedded,
 }
 
-impl Text {
+impl ConfigText {
     /// Reads the configuration of an installation: its file, or the copy that a worker last used if
     /// the file is missing, or [`super::EMBEDDED`] if there is no copy.
     ///
@@ -54,7 +54,7 @@ impl Text {
         if let Some(text) = Self::of_file(&dirs.config)? {
             return Ok(text);
         }
-        named_is_there()?;
+        check_named_file()?;
         Ok(match last(dirs) {
             Some(Last { path, text }) => Self { path, text, origin: Origin::Last },
             None => Self::embedded(&dirs.config),
@@ -107,12 +107,12 @@ impl Text {
 }
 
 impl Config {
-    /// Returns the configuration of an installation: see [`Text::in_force`].
+    /// Returns the configuration of an installation: see [`ConfigText::in_force`].
     ///
     /// # Errors
-    /// Returns the errors of [`Text::in_force`] and [`Config::parse`].
+    /// Returns the errors of [`ConfigText::in_force`] and [`Config::parse`].
     pub fn in_force(dirs: &Dirs) -> Result<Self, ConfigError> {
-        Text::in_force(dirs)?.parse()
+        ConfigText::in_force(dirs)?.parse()
     }
 
     /// Stores the configuration as the last one that a worker used, if it was read from its file.
@@ -148,7 +148,7 @@ impl Config {
 }
 
 /// Returns whether there is no such file. A file that cannot be examined counts as present.
-pub fn is_away(path: &Path) -> bool {
+pub fn is_missing(path: &Path) -> bool {
     std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
@@ -157,9 +157,9 @@ pub fn is_away(path: &Path) -> bool {
 ///
 /// # Errors
 /// Returns an error if the file does not exist.
-pub fn named_is_there() -> Result<(), ConfigError> {
+pub fn check_named_file() -> Result<(), ConfigError> {
     match std::env::var_os("HOOKRUN_CONFIG").filter(|value| !value.is_empty()) {
-        Some(path) => must_be_there(Path::new(&path), "HOOKRUN_CONFIG"),
+        Some(path) => must_exist(Path::new(&path), "HOOKRUN_CONFIG"),
         None => Ok(()),
     }
 }
@@ -168,8 +168,8 @@ pub fn named_is_there() -> Result<(), ConfigError> {
 ///
 /// # Errors
 /// Returns an error if the file does not exist.
-pub fn must_be_there(path: &Path, who: &str) -> Result<(), ConfigError> {
-    if !is_away(path) {
+pub fn must_exist(path: &Path, who: &str) -> Result<(), ConfigError> {
+    if !is_missing(path) {
         return Ok(());
     }
     Err(ConfigError {
@@ -193,8 +193,11 @@ mod tests {
 
     #[test]
     fn a_gate_is_seen_in_the_text_unless_it_is_a_comment() {
-        let text =
-            |text: &str| Text { path: PathBuf::new(), text: text.to_owned(), origin: Origin::File };
+        let text = |text: &str| ConfigText {
+            path: PathBuf::new(),
+            text: text.to_owned(),
+            origin: Origin::File,
+        };
         for with in ["gate = true", " x = { gate=true }", "\"g\\u0061te\" = true"] {
             assert!(text(with).may_have_gate(), "{with}");
         }

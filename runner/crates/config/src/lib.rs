@@ -33,7 +33,7 @@ pub use error::{ConfigError, KeyError, nearest, suggestion};
 pub use filter::Filter;
 pub use grant::{Capability, Grant, StoreScope, Want, Wants};
 pub use http::{HttpCredential, HttpGrant};
-pub use last::{Text, is_away, must_be_there, named_is_there};
+pub use last::{ConfigText, check_named_file, is_missing, must_exist};
 pub use limits::{Limit, Limits};
 use lines::Lines;
 pub use mail::{Mail, MailTransport};
@@ -87,7 +87,7 @@ impl Config {
     /// # Errors
     /// Returns the first error, with its line and its fix.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Text::of_file(path)?.unwrap_or_else(|| Text::embedded(path)).parse()
+        ConfigText::of_file(path)?.unwrap_or_else(|| ConfigText::embedded(path)).parse()
     }
 
     /// Checks the text of a configuration.

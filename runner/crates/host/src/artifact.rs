@@ -13,9 +13,9 @@ use std::sync::Arc;
 use super::bundled;
 use super::compiled_cache;
 use super::error::PluginError;
-use super::examine::{ConfigKey, Verdict, Violation};
+use super::examination_cache::FileStamp;
+use super::examine::{ConfigKey, Examination, Violation};
 use super::metadata::Description;
-use super::verdicts::Stamp;
 use hookrun_capability::PluginContext;
 use hookrun_capability::grants::{Effective, Missing};
 use hookrun_config::{self as config, Config, ConfigError, PluginSource};
@@ -39,7 +39,7 @@ impl Artifact {
     /// Compares the result of the examination with the table of `plugin`.
     pub(crate) fn checked(
         component: Component,
-        verdict: Verdict,
+        examination: Examination,
         plugin: &config::Plugin,
         config: &Config,
     ) -> Result<Self, PluginError> {
@@ -48,7 +48,7 @@ impl Artifact {
             PluginError::Config(plugin_error(config, name, keys, &message))
         };
         let source = &plugin.source;
-        let Verdict { description, keys, violation, schema_problem, sample: _ } = verdict;
+        let Examination { description, keys, violation, schema_problem, sample: _ } = examination;
         let hooks = hooks(plugin, &description).map_err(|message| error(&["hooks"], message))?;
         if let Some(problem) = schema_problem {
             return Err(error(&["source"], format!("{source} {problem}")));
@@ -134,7 +134,7 @@ pub struct Component {
     pub(crate) wasm: Cow<'static, [u8]>,
     pub(crate) digest: String,
     /// The file that it was read from. `None` if it is bundled or was changed while it was read.
-    pub(crate) stamp: Option<Stamp>,
+    pub(crate) stamp: Option<FileStamp>,
 }
 
 impl Component {
@@ -159,7 +159,7 @@ impl Component {
 }
 
 /// Reads the bytes of a component, and the stamp of the file that holds them.
-fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<Stamp>), String> {
+fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<FileStamp>), String> {
     match source {
         PluginSource::Bundled(name) => {
             bundled::component(name).map(|wasm| (Cow::Borrowed(wasm), None)).ok_or_else(|| {
@@ -200,8 +200,8 @@ fn read(source: &PluginSource) -> Result<(Cow<'static, [u8]>, Option<Stamp>), St
                 .take(MAX_COMPONENT)
                 .read_to_end(&mut wasm)
                 .map_err(|error| failed(&error))?;
-            let (before, after) = (Stamp::of(path, &found), file.metadata());
-            let unchanged = after.is_ok_and(|after| Stamp::of(path, &after) == before);
+            let (before, after) = (FileStamp::of(path, &found), file.metadata());
+            let unchanged = after.is_ok_and(|after| FileStamp::of(path, &after) == before);
             Ok((Cow::Owned(wasm), unchanged.then_some(before)))
         }
     }

@@ -1,6 +1,7 @@
 //! A directory of files that only this user and root can have written: compiled plugins
-//! ([`super::compiled_cache`]) and verdicts ([`super::verdicts`]). A file is written completely or
-//! not at all, its age is reset when it is used, and it is removed when nothing needs it.
+//! ([`super::compiled_cache`]) and examinations ([`super::examination_cache`]). A file is written
+//! completely or not at all, its age is reset when it is used, and it is removed when nothing needs
+//! it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use wasmtime::Engine;
 
-use super::contain::{self, Bounds, Ended};
+use super::contain::{self, Bounds, ChildResult};
 use super::engine;
 use hookrun_config::{Limit, Plugin};
 use hookrun_nix::exit_code::Exit;
@@ -43,7 +43,7 @@ pub enum Compiler {
     /// In this process, for programs that are not hookrun, such as tests.
     InProcess,
     /// Nowhere: a hook uses a plugin only if it is already compiled.
-    Nobody,
+    Disabled,
 }
 
 /// Why there is no native code.
@@ -59,7 +59,7 @@ pub enum CompileError {
     #[error(
         "is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`"
     )]
-    NotAhead,
+    NotCompiled,
     /// The child process could not be started or did not finish, which is not a fault of the
     /// component.
     #[error("cannot be compiled: {0}")]
@@ -81,7 +81,7 @@ impl Compiler {
         wasm: &[u8],
     ) -> Result<Vec<u8>, CompileError> {
         match self {
-            Self::Nobody => Err(CompileError::NotAhead),
+            Self::Disabled => Err(CompileError::NotCompiled),
             Self::InProcess => {
                 engine.precompile_component(wasm).map_err(|error| refused(&format!("{error:#}")))
             }
@@ -93,7 +93,7 @@ impl Compiler {
     /// Returns how long to wait for another process that compiles the same component.
     pub(super) fn patience(&self, plugin: &Plugin) -> Duration {
         match self {
-            Self::Nobody => Duration::ZERO,
+            Self::Disabled => Duration::ZERO,
             Self::Within(_, until) => until.saturating_duration_since(Instant::now()),
             Self::InProcess | Self::Contained(_) => plugin.limits.time(Limit::CompileTime),
         }
@@ -123,14 +123,14 @@ fn contained(
     let stack = limits.get(Limit::Stack).to_string();
     let command = [COMMAND, "--stack", &stack];
     match contain::run(&command, &bounds, &[("RAYON_NUM_THREADS", THREADS)], &[wasm], time)? {
-        Ended::TimeUp if time < allowed => Err(CompileError::NotAhead),
-        Ended::TimeUp => Err(CompileError::Limit(Limit::CompileTime.reached(
+        ChildResult::TimeUp if time < allowed => Err(CompileError::NotCompiled),
+        ChildResult::TimeUp => Err(CompileError::Limit(Limit::CompileTime.reached(
             &plugin.name,
             limits.get(Limit::CompileTime),
             None,
         ))),
-        Ended::Exited { status, output, .. } if status.success() => Ok(output),
-        Ended::Exited { status, said, .. } => Err(failure(plugin, status, &said)),
+        ChildResult::Exited { status, output, .. } if status.success() => Ok(output),
+        ChildResult::Exited { status, said, .. } => Err(failure(plugin, status, &said)),
     }
 }
 
@@ -152,13 +152,13 @@ fn failure(plugin: &Plugin, ended: ExitStatus, said: &str) -> CompileError {
         None if ended.code() == Some(Exit::Failed.code().into()) && !said.trim().is_empty() => {
             refused(said)
         }
-        _ => CompileError::System(Ended::describe(ended, said)),
+        _ => CompileError::System(ChildResult::describe(ended, said)),
     }
 }
 
 /// The arguments of the child process.
 #[derive(Debug, clap::Args)]
-pub struct Order {
+pub struct CompileArgs {
     /// Bytes of stack for the guest: a setting of the engine
     #[arg(long, value_name = "N")]
     stack: u64,
@@ -168,7 +168,7 @@ pub struct Order {
 
 /// The main function of the child process. It reads a component from standard input and writes
 /// native code to standard output and errors to standard error.
-pub fn child(order: &Order) -> Exit {
+pub fn child(order: &CompileArgs) -> Exit {
     hookrun_system::signals::unblock();
     let (exit, error) = match child_work(order) {
         Ok(Ok(())) => return Exit::Done,
@@ -182,7 +182,7 @@ pub fn child(order: &Order) -> Exit {
 
 /// Compiles the component. The inner error is about the component, the outer one about this
 /// process.
-fn child_work(order: &Order) -> Result<Result<(), String>, String> {
+fn child_work(order: &CompileArgs) -> Result<Result<(), String>, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     // The compiler starts threads. If that fails later although it succeeds now, the memory for
     // their stacks is exhausted.

@@ -17,7 +17,7 @@ mod validate;
 
 use serde_json::Value;
 
-use check::{Checked, Malformed};
+use check::{CheckedSchema, Malformed};
 
 /// Maximum number of parts of a schema with all references followed. A plugin with a hundred keys
 /// has less than a thousand.
@@ -57,8 +57,8 @@ const DATA: [&str; 4] = ["const", "default", "enum", "examples"];
 /// Returns a fragment with the fix for the schema's author if the schema is not valid or not
 /// supported.
 pub fn violation(schema: &Value, table: &Value) -> Result<Option<(Vec<String>, String)>, String> {
-    Measure { root: schema, parts: 0, patterns: 0 }.schema(schema, 0)?;
-    let checked = Checked::new(schema).map_err(|Malformed { pointer, problem }| {
+    SchemaMeasure { root: schema, parts: 0, patterns: 0 }.schema(schema, 0)?;
+    let checked = CheckedSchema::new(schema).map_err(|Malformed { pointer, problem }| {
         let place = if pointer.is_empty() { "as a whole" } else { &pointer };
         format!(
             "has a `config_schema` that is not a valid JSON schema ({}); its author must correct it",
@@ -84,16 +84,16 @@ fn cut(text: &str, length: usize) -> String {
 /// Returns the value as JSON, truncated if it is long. The time does not depend on the size of the
 /// value.
 fn shown(value: &Value) -> String {
-    let mut beginning = Beginning(Vec::new());
+    let mut beginning = TruncatedWriter(Vec::new());
     // Writing fails once the limit is reached.
     let _stopped = serde_json::to_writer(&mut beginning, value);
     cut(&String::from_utf8_lossy(&beginning.0), MAX_SHOWN)
 }
 
 /// A writer that accepts slightly more than is shown.
-struct Beginning(Vec<u8>);
+struct TruncatedWriter(Vec<u8>);
 
-impl std::io::Write for Beginning {
+impl std::io::Write for TruncatedWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let taken = bytes.len().min((MAX_SHOWN + 4).saturating_sub(self.0.len()));
         self.0.extend_from_slice(bytes.get(..taken).unwrap_or_default());
@@ -106,13 +106,13 @@ impl std::io::Write for Beginning {
 }
 
 /// Measures a schema with its references followed.
-struct Measure<'a> {
+struct SchemaMeasure<'a> {
     root: &'a Value,
     parts: usize,
     patterns: usize,
 }
 
-impl<'a> Measure<'a> {
+impl<'a> SchemaMeasure<'a> {
     fn part(&mut self, depth: usize) -> Result<(), String> {
         self.parts += 1;
         if self.parts > MAX_PARTS || depth >= MAX_DEPTH {

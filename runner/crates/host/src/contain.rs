@@ -37,7 +37,7 @@ pub struct Bounds {
 }
 
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(super) enum ChildResult {
     /// The child exceeded its wall time and was killed.
     TimeUp,
     /// The child exited or was stopped by its other limits.
@@ -50,7 +50,7 @@ pub(super) enum Ended {
     },
 }
 
-impl Ended {
+impl ChildResult {
     /// Describes a failed child for a message: its exit code or signal, and its own message.
     pub(super) fn describe(status: ExitStatus, said: &str) -> String {
         let end = process::describe_end(status, said);
@@ -73,7 +73,7 @@ pub(super) fn run(
     environment: &[(&str, &str)],
     input: &[&[u8]],
     time: Duration,
-) -> io::Result<Ended> {
+) -> io::Result<ChildResult> {
     run_program(process::this_program(), command, bounds, environment, input, time)
 }
 
@@ -84,7 +84,7 @@ fn run_program(
     environment: &[(&str, &str)],
     input: &[&[u8]],
     time: Duration,
-) -> io::Result<Ended> {
+) -> io::Result<ChildResult> {
     // Files in memory are used instead of pipes, so that one thread is enough: pipes would have to
     // be read and written at the same time.
     let (mut given, mut output, mut said) =
@@ -118,7 +118,7 @@ fn run_program(
         stopped => {
             child.kill()?;
             child.wait()?;
-            return stopped.map(|_| Ended::TimeUp);
+            return stopped.map(|_| ChildResult::TimeUp);
         }
     }
     let status = child.wait()?;
@@ -131,7 +131,7 @@ fn run_program(
         output.read_to_end(&mut handed_over)?;
     }
     let said = String::from_utf8_lossy(&text).into_owned();
-    Ok(Ended::Exited { status, output: handed_over, said })
+    Ok(ChildResult::Exited { status, output: handed_over, said })
 }
 
 /// Puts this process, which is such a child, into its sandbox and sets its limits.
@@ -166,7 +166,7 @@ pub(super) fn confine(bounds: &Bounds) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn run(program: &str) -> io::Result<Ended> {
+    fn run(program: &str) -> io::Result<ChildResult> {
         let bounds = Bounds { memory: 1 << 20, processor: 1, output: 1 << 10, user: None };
         run_program(
             Command::new(program),
@@ -186,9 +186,9 @@ mod tests {
 
     #[test]
     fn a_child_that_fails_without_a_message_is_named_with_its_exit_code() {
-        let Ended::Exited { status, said, .. } = run("/bin/false").unwrap() else {
+        let ChildResult::Exited { status, said, .. } = run("/bin/false").unwrap() else {
             panic!("it was stopped")
         };
-        insta::assert_snapshot!(Ended::describe(status, &said), @"its process ended with exit status: 1 and without a message; check that there is enough memory and that /proc is mounted");
+        insta::assert_snapshot!(ChildResult::describe(status, &said), @"its process ended with exit status: 1 and without a message; check that there is enough memory and that /proc is mounted");
     }
 }

@@ -182,14 +182,14 @@ pub(super) fn decision(decision: selection::Decision) -> Result<Decision, Policy
 }
 
 /// The answer of a hook. Its two records are the same in both packages.
-pub(super) trait Answer {
+pub(super) trait IntoOutcome {
     /// Converts the answer to an outcome.
     fn outcome(self) -> Outcome;
 }
 
 macro_rules! answer {
     ($($wit:ident),+) => {$(
-        impl Answer for Result<$wit::Outcome, $wit::Failure> {
+        impl IntoOutcome for Result<$wit::Outcome, $wit::Failure> {
             fn outcome(self) -> Outcome {
                 match self {
                     Ok($wit::Outcome { message, details }) => Outcome::Done { message, details },
@@ -203,7 +203,7 @@ macro_rules! answer {
 }
 answer!(wit_build, wit_diff);
 
-impl Answer for Result<selection::Decision, String> {
+impl IntoOutcome for Result<selection::Decision, String> {
     fn outcome(self) -> Outcome {
         match self {
             Ok(selection::Decision { action, machines, reason, ask_again_ms: _ }) => {

@@ -58,8 +58,8 @@ pub enum Allocation {
 }
 
 impl Allocation {
-    /// Returns the allocation for a plugin with these limits. A plugin whose limits exceed a slot is
-    /// allocated on demand.
+    /// Returns the allocation for a plugin with these limits. A plugin whose limits exceed a slot
+    /// is allocated on demand.
     #[must_use]
     pub fn for_limits(self, limits: &Limits) -> Self {
         let table = limits.get(Limit::TableElements) <= Limit::TableElements.default();

@@ -13,7 +13,7 @@ pub enum PluginError {
     Table(ConfigError),
     /// It is not compiled, and this process does not compile.
     #[error(transparent)]
-    NotAhead(ConfigError),
+    NotCompiled(ConfigError),
     /// This machine cannot run guests.
     #[error(
         "the WebAssembly engine cannot start ({0}); hookrun needs Linux on x86-64 or aarch64 and address space for 4 GiB reservations"

@@ -1,7 +1,7 @@
 //! Examines a component without running it: its metadata, and whether its schema allows a `config`
 //! table. Both are untrusted data that costs time and memory to read (a JSON schema is a program),
 //! so a contained process ([`super::contain`]) reads them, and the result is stored
-//! ([`super::verdicts`]). Hooks, workers and commands read only the result.
+//! ([`super::examination_cache`]). Hooks, workers and commands read only the result.
 //!
 //! [`super::host`] calls this module for every use of a plugin.
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::compile::Compiler;
 use super::config_schema;
-use super::contain::{self, Bounds, Ended};
+use super::contain::{self, Bounds, ChildResult};
 use super::metadata::{self, Description};
 use hookrun_nix::exit_code::Exit;
 
@@ -29,12 +29,12 @@ const MEMORY: u64 = 256 << 20;
 /// Limit of wall time. It is long, because the processor may be busy.
 const TIME: Duration = Duration::from_secs(30);
 /// Maximum size of the result in bytes. Metadata has at most 256 KiB.
-const MAX_VERDICT: u64 = 1 << 20;
+const MAX_RESULT: u64 = 1 << 20;
 
 /// The result of examining a component for one `config` table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Verdict {
+pub struct Examination {
     /// Its metadata without the schema, and its exports and imports.
     pub description: Description,
     /// The top-level keys of its configuration.
@@ -86,9 +86,9 @@ pub struct Violation {
     pub message: String,
 }
 
-/// A verdict, or the reason why the component is not a plugin: a fragment with the fix for the
+/// An examination, or the reason why the component is not a plugin: a fragment with the fix for the
 /// plugin's author.
-pub type Examined = Result<Verdict, String>;
+pub type Examined = Result<Examination, String>;
 
 /// The reason why a component was not examined.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ pub enum ExamineError {
     #[error(
         "is not compiled yet, and a hook does not wait for a compiler; it is being compiled now, or run `hookrun compile`"
     )]
-    NotAhead,
+    NotCompiled,
     /// The child process could not be started or did not finish.
     #[error("cannot be examined: {0}")]
     System(String),
@@ -113,7 +113,7 @@ impl Compiler {
     /// Examines `wasm` for a `config` table.
     pub(super) fn examine(&self, wasm: &[u8], config: &Value) -> Result<Examined, ExamineError> {
         match self {
-            Self::Nobody => Err(ExamineError::NotAhead),
+            Self::Disabled => Err(ExamineError::NotCompiled),
             Self::InProcess => Ok(examined(wasm, config)),
             Self::Contained(user) => contained(user.clone(), wasm, config, None),
             Self::Within(user, until) => contained(user.clone(), wasm, config, Some(*until)),
@@ -132,19 +132,19 @@ fn contained(
     let bounds = Bounds {
         memory: MEMORY.saturating_add(wasm.len() as u64),
         processor: PROCESSOR,
-        output: MAX_VERDICT,
+        output: MAX_RESULT,
         user,
     };
     let config = config.to_string();
     let length = (config.len() as u64).to_le_bytes();
     let input = [length.as_slice(), config.as_bytes(), wasm];
     match contain::run(&[COMMAND], &bounds, &[], &input, time)? {
-        Ended::TimeUp if time < TIME => Err(ExamineError::NotAhead),
-        Ended::TimeUp => Err(ExamineError::System(format!("it takes longer than {TIME:?}"))),
-        Ended::Exited { status, output, .. } if status.success() => {
+        ChildResult::TimeUp if time < TIME => Err(ExamineError::NotCompiled),
+        ChildResult::TimeUp => Err(ExamineError::System(format!("it takes longer than {TIME:?}"))),
+        ChildResult::Exited { status, output, .. } if status.success() => {
             serde_json::from_slice(&output).map_err(|error| ExamineError::System(error.to_string()))
         }
-        Ended::Exited { status, said, .. } => failure(status, &said),
+        ChildResult::Exited { status, said, .. } => failure(status, &said),
     }
 }
 
@@ -164,9 +164,9 @@ fn failure(status: ExitStatus, said: &str) -> Result<Examined, ExamineError> {
             too_much(format!("{} MiB of memory", MEMORY >> 20))
         }
         Some(libc::SIGXFSZ) => {
-            too_much(format!("{} KiB to repeat and so too long", MAX_VERDICT >> 10))
+            too_much(format!("{} KiB to repeat and so too long", MAX_RESULT >> 10))
         }
-        _ => Err(ExamineError::System(Ended::describe(status, said))),
+        _ => Err(ExamineError::System(ChildResult::describe(status, said))),
     }
 }
 
@@ -210,7 +210,7 @@ fn examined(wasm: &[u8], config: &Value) -> Examined {
         None => (None, None),
     };
     let keys = schema.as_ref().map(keys).unwrap_or_default();
-    Ok(Verdict {
+    Ok(Examination {
         description,
         keys,
         sample: sample(schema.as_ref()),
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_failed_examination_names_the_limit_that_ended_it() {
         let meaning = |status: i32| match failure(ExitStatus::from_raw(status), "no such user") {
-            Ok(Ok(verdict)) => panic!("{verdict:?}"),
+            Ok(Ok(examination)) => panic!("{examination:?}"),
             Ok(Err(refused)) => refused,
             Err(error) => error.to_string(),
         };
@@ -275,11 +275,11 @@ mod tests {
         insta::assert_snapshot!(meaning(1 << 8), @"cannot be examined: its process ended with exit status: 1: no such user");
     }
 
-    /// Files in this format are on disk. After a change, increment `FORMAT` of the verdicts.
+    /// Files in this format are on disk. After a change, increment `FORMAT` of the cache.
     #[test]
-    fn a_verdict_keeps_its_format() {
+    fn an_examination_keeps_its_format() {
         let metadata = r#"{"format":1,"name":"x","version":"1","hooks":["post-build"]}"#;
-        let verdict = Verdict {
+        let examination = Examination {
             description: Description {
                 metadata: serde_json::from_str(metadata).unwrap(),
                 exports: vec![hookrun_nix::event::HookKind::PostBuild],
@@ -295,10 +295,10 @@ mod tests {
             violation: Some(Violation { keys: vec!["to".to_owned()], message: "no".to_owned() }),
             schema_problem: None,
         };
-        let text = serde_json::to_string(&Examined::Ok(verdict.clone())).unwrap();
+        let text = serde_json::to_string(&Examined::Ok(examination.clone())).unwrap();
         let wants = serde_json::to_string(&Wants::default()).unwrap();
         insta::assert_snapshot!(text.replace(&wants, "WANTS"), @r#"{"Ok":{"description":{"metadata":{"format":1,"name":"x","version":"1","description":"","hooks":["post-build"],"wants":WANTS,"order":"any","config-schema":null},"exports":["post-build"],"imports":["hookrun:host/log@0.1.0"]},"keys":[{"key":"to","required":true,"default":null,"description":"who"}],"sample":{"table":{},"from":"empty"},"violation":{"keys":["to"],"message":"no"},"schema-problem":null}}"#);
-        assert_eq!(serde_json::from_str::<Examined>(&text).unwrap(), Ok(verdict));
+        assert_eq!(serde_json::from_str::<Examined>(&text).unwrap(), Ok(examination));
     }
 
     #[test]

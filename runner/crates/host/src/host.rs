@@ -13,9 +13,9 @@ use super::compile::{CompileError, Compiler};
 use super::compiled_cache::{self, Cache, Leftovers, Origin};
 use super::engine::{Allocation, Runtime};
 use super::error::PluginError;
+use super::examination_cache::{ExaminationCache, FileStamp};
 use super::examine::{ExamineError, Examined};
 use super::linked::{LinkedPlugin, ReadyPlugin};
-use super::verdicts::{Stamp, Verdicts};
 use hookrun_config::{self as config, Config, Limit, Limits, PluginSource};
 use hookrun_nix::dirs::{self, Dirs};
 use hookrun_nix::event::HookKind;
@@ -34,7 +34,7 @@ pub enum Known {
 /// What loads plugins: the engines and the caches of a process.
 pub struct Host {
     cache: Cache,
-    verdicts: Verdicts,
+    examinations: ExaminationCache,
     compiler: Compiler,
     allocation: Allocation,
     /// Engines by their settings: the stack size and the allocation.
@@ -44,9 +44,10 @@ pub struct Host {
 impl Host {
     /// A host with its cache in `dirs`. Starts nothing yet.
     pub fn new(dirs: &Dirs, compiler: Compiler) -> Self {
-        let (cache, verdicts) = (Cache::new(dirs.artifacts()), Verdicts::new(dirs.verdicts()));
+        let (cache, examinations) =
+            (Cache::new(dirs.artifacts()), ExaminationCache::new(dirs.verdicts()));
         let allocation = Allocation::OnDemand;
-        Self { cache, verdicts, compiler, allocation, runtimes: Mutex::default() }
+        Self { cache, examinations, compiler, allocation, runtimes: Mutex::default() }
     }
 
     /// Returns a host with a pool, for a process that only runs plugins; `runs` of them at once.
@@ -57,10 +58,10 @@ impl Host {
 
     /// A host for plugins under test, whose cache is none of the installation's.
     pub fn for_tests(compiler: Compiler) -> Self {
-        let (cache, verdicts) =
-            (Cache::new(dirs::test_artifacts()), Verdicts::new(dirs::test_verdicts()));
+        let (cache, examinations) =
+            (Cache::new(dirs::test_artifacts()), ExaminationCache::new(dirs::test_verdicts()));
         let allocation = Allocation::OnDemand;
-        Self { cache, verdicts, compiler, allocation, runtimes: Mutex::default() }
+        Self { cache, examinations, compiler, allocation, runtimes: Mutex::default() }
     }
 
     /// Where compiled plugins are.
@@ -75,15 +76,15 @@ impl Host {
         configured: impl IntoIterator<Item = &'a ReadyPlugin>,
         leftovers: Leftovers,
     ) {
-        let (mut artifacts, mut verdicts) = (BTreeSet::new(), BTreeSet::new());
+        let (mut artifacts, mut examinations) = (BTreeSet::new(), BTreeSet::new());
         for ready in configured {
             let Artifact { component, context, .. } = &ready.artifact;
             artifacts.insert(compiled_cache::key(ready.runtime.engine(), &component.digest));
-            verdicts.insert(Verdicts::key(&component.digest, &context.plugin.config));
-            verdicts.extend(component.stamp.as_ref().map(|stamp| stamp.name().to_owned()));
+            examinations.insert(ExaminationCache::key(&component.digest, &context.plugin.config));
+            examinations.extend(component.stamp.as_ref().map(|stamp| stamp.name().to_owned()));
         }
         self.cache.prune(&artifacts, leftovers);
-        self.verdicts.prune(&verdicts, leftovers);
+        self.examinations.prune(&examinations, leftovers);
     }
 
     /// What was found out about a component for this `config` table, now or before.
@@ -95,19 +96,19 @@ impl Host {
         component: &Component,
         table: &serde_json::Value,
     ) -> Result<Examined, ExamineError> {
-        let key = Verdicts::key(&component.digest, table);
-        let examined = match self.verdicts.get(&key) {
+        let key = ExaminationCache::key(&component.digest, table);
+        let examined = match self.examinations.get(&key) {
             Some(examined) => examined,
             None => {
                 let examined = self.compiler.examine(&component.wasm, table)?;
-                self.verdicts.put(&key, &examined);
+                self.examinations.put(&key, &examined);
                 examined
             }
         };
         if let Some(stamp) = &component.stamp
-            && self.verdicts.digest(stamp).as_ref() != Some(&component.digest)
+            && self.examinations.digest(stamp).as_ref() != Some(&component.digest)
         {
-            self.verdicts.remember(stamp, &component.digest);
+            self.examinations.remember(stamp, &component.digest);
         }
         Ok(examined)
     }
@@ -118,12 +119,13 @@ impl Host {
             PluginSource::Bundled(name) => bundled::component(name).map(compiled_cache::digest),
             PluginSource::File(path) => std::fs::metadata(path)
                 .ok()
-                .and_then(|found| self.verdicts.digest(&Stamp::of(path, &found))),
+                .and_then(|found| self.examinations.digest(&FileStamp::of(path, &found))),
         };
-        let examined =
-            digest.and_then(|digest| self.verdicts.get(&Verdicts::key(&digest, &plugin.config)));
+        let examined = digest.and_then(|digest| {
+            self.examinations.get(&ExaminationCache::key(&digest, &plugin.config))
+        });
         match examined {
-            Some(Ok(verdict)) => Known::Exports(verdict.description.exports),
+            Some(Ok(examination)) => Known::Exports(examination.description.exports),
             Some(Err(_)) => Known::Refused,
             None => Known::Nothing,
         }
@@ -141,13 +143,13 @@ impl Host {
         let examined = self.examine(&component, &plugin.config).map_err(|problem| {
             let why = error(format!("{source} {problem}"));
             match problem {
-                ExamineError::NotAhead => PluginError::NotAhead(why),
+                ExamineError::NotCompiled => PluginError::NotCompiled(why),
                 ExamineError::System(_) => PluginError::Config(why),
             }
         })?;
-        let verdict = examined
+        let examination = examined
             .map_err(|message| PluginError::Config(error(format!("{source} {message}"))))?;
-        Artifact::checked(component, verdict, plugin, config)
+        Artifact::checked(component, examination, plugin, config)
     }
 
     /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process
@@ -190,8 +192,8 @@ impl Host {
         let code = code.map_err(|error| {
             let whole = |message: String| config.error(&["plugins", name, "source"], message);
             let (keys, message) = match error {
-                CompileError::NotAhead => {
-                    return PluginError::NotAhead(whole(format!(
+                CompileError::NotCompiled => {
+                    return PluginError::NotCompiled(whole(format!(
                         "plugin `{name}`: {} {error}",
                         plugin.source
                     )));

@@ -95,7 +95,7 @@ use super::limits::{Allocations, CallName, LimitReached};
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
 use hookrun_capability::state::Transaction;
-use hookrun_capability::{CapabilityError, ErrorKind, PluginContext, RunLog, Scope, Services};
+use hookrun_capability::{CapabilityError, ErrorKind, EventScope, PluginContext, RunLog, Services};
 use hookrun_config::{Limit, Plugin};
 use hookrun_nix::outcome::Usage;
 
@@ -104,7 +104,7 @@ use hookrun_nix::outcome::Usage;
 pub struct RunState {
     plugin: Arc<PluginContext>,
     services: Services,
-    scope: Scope,
+    scope: EventScope,
     clock: RunClock,
     log: RunLog,
     state: Transaction,
@@ -137,7 +137,7 @@ impl RunState {
     pub(super) fn new(
         plugin: Arc<PluginContext>,
         services: Services,
-        scope: Scope,
+        scope: EventScope,
         clock: RunClock,
         log: RunLog,
         (stdout, stderr): (&GuestOutput, &GuestOutput),

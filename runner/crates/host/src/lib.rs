@@ -1,5 +1,5 @@
-//! Runs plugins in a sandbox. Plugins are untrusted code: they can use what the configuration grants
-//! and nothing else.
+//! Runs plugins in a sandbox. Plugins are untrusted code: they can use what the configuration
+//! grants and nothing else.
 //!
 //! The processes that run guests (the runner, the gate, `hookrun test`) call [`Host::prepare`],
 //! restrict themselves ([`wall`]), and then call [`ReadyPlugin::link`] and
@@ -7,7 +7,7 @@
 //! but never the engine.
 //!
 //! * [`examine`]: examines a component without running it, in a contained process, and stores the
-//!   result ([`verdicts`]). [`metadata`]: the metadata that the component contains.
+//!   result ([`examination_cache`]). [`metadata`]: the metadata that the component contains.
 //!   [`config_schema`]: its schema, with bounded cost.
 //! * [`Host`] turns a table of the configuration into an [`Artifact`] (checked), a [`ReadyPlugin`]
 //!   (code open) and a [`LinkedPlugin`] (mapped). [`compiled_cache`]: the cache of compiled
@@ -30,6 +30,7 @@ pub mod contain;
 mod convert;
 pub mod engine;
 mod error;
+pub mod examination_cache;
 pub mod examine;
 mod host;
 pub mod host_call;
@@ -39,7 +40,6 @@ pub mod metadata;
 mod output;
 mod run;
 mod run_clock;
-pub mod verdicts;
 pub use hookrun_system::wall;
 
 pub use artifact::{Artifact, Component};

@@ -11,13 +11,13 @@ use wasmtime_wasi_http::FieldMapError;
 use super::bindings::exports::hookrun::builder_selection::builder_selection;
 use super::bindings::exports::hookrun::diff::diff;
 use super::bindings::exports::hookrun::post_build::post_build;
-use super::convert::{self, Answer};
+use super::convert::{self, IntoOutcome};
 use super::host_call::RunState;
 use super::limits::LimitReached;
 use super::linked::LinkedPlugin;
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
-use hookrun_capability::Scope;
+use hookrun_capability::EventScope;
 use hookrun_capability::{RunLog, Services};
 use hookrun_config::Limit;
 use hookrun_nix::event::{Event, HookEvent, HookKind, NixDirs};
@@ -52,7 +52,7 @@ const HANDLES_EXCEEDED: &str = "store handle limit exceeded";
 /// The call of one hook, with its arguments.
 trait HookCall: Send {
     /// The type that the hook returns.
-    type Answer: Answer + Clone + Send;
+    type Answer: IntoOutcome + Clone + Send;
 
     fn call(
         self,
@@ -118,7 +118,7 @@ impl HookCall for SelectCall {
 impl LinkedPlugin {
     /// Runs the hook of `event`. The first `attempt` is 1.
     pub async fn run_event(&self, services: &Services, event: &Event, attempt: u32) -> RunReport {
-        let scope = Scope::of(event);
+        let scope = EventScope::of(event);
         let limit = Limit::WallTime;
         match &event.hook {
             HookEvent::PostBuild(build) => match self.exports.post_build.clone() {
@@ -155,7 +155,8 @@ impl LinkedPlugin {
             let report = self.has_no(HookKind::BuilderSelection);
             return (Err(PolicyError::Unavailable(report.outcome.message().to_owned())), report);
         };
-        let scope = Scope { nix: NixDirs::from_env(), paths: Vec::new(), event: String::new() };
+        let scope =
+            EventScope { nix: NixDirs::from_env(), paths: Vec::new(), event: String::new() };
         let call = SelectCall {
             export,
             candidate: convert::candidate(candidate),
@@ -182,7 +183,7 @@ impl LinkedPlugin {
     async fn run<C: HookCall>(
         &self,
         services: &Services,
-        scope: Scope,
+        scope: EventScope,
         time: Limit,
         call: C,
     ) -> (Option<C::Answer>, RunReport) {
@@ -232,7 +233,7 @@ impl LinkedPlugin {
     fn store(
         &self,
         services: &Services,
-        scope: Scope,
+        scope: EventScope,
         clock: &RunClock,
         log: &RunLog,
         output: (&GuestOutput, &GuestOutput),
@@ -260,7 +261,7 @@ impl LinkedPlugin {
     }
 
     /// Handles a guest that returned: its output is measured, and its state is committed.
-    async fn returned<R: Answer + Clone>(
+    async fn returned<R: IntoOutcome + Clone>(
         &self,
         store: &mut Store<RunState>,
         answer: R,

@@ -17,7 +17,7 @@ const CHECK: &str = ".check";
 
 /// A checked call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct DiffArguments {
     /// The full store path of the derivation.
     pub drv_path: String,
     /// The output that differs.
@@ -60,7 +60,7 @@ pub fn read<E>(
     arguments: &[OsString],
     dirs: &NixDirs,
     derivation: impl FnOnce(&str) -> Result<Vec<Output>, E>,
-) -> Result<Call, DiffError> {
+) -> Result<DiffArguments, DiffError> {
     let [previous, current, drv_path, _build_directory] = arguments else {
         return Err(DiffError::Arguments(arguments.len()));
     };
@@ -95,7 +95,7 @@ pub fn read<E>(
             path: path.clone(),
         }
     });
-    Ok(Call { drv_path, output, previous, current, real_store })
+    Ok(DiffArguments { drv_path, output, previous, current, real_store })
 }
 
 /// Returns the store directory below a root.
@@ -111,7 +111,10 @@ mod tests {
     const OUT: &str = "/nix/store/h7vfijp7wiaxzqw9rx3rhqqv1h7vf29d-b-1.0";
     const DEV: &str = "/nix/store/cvar8nqq71gb8af77ichz56mh6f9hd65-b-1.0-dev";
 
-    fn call(arguments: &[&str], derivation: Option<Vec<Output>>) -> Result<Call, DiffError> {
+    fn call(
+        arguments: &[&str],
+        derivation: Option<Vec<Output>>,
+    ) -> Result<DiffArguments, DiffError> {
         let dirs = NixDirs::new("/nix/store", "/nix/var/nix", "/etc/nix");
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         read(&arguments, &dirs, |_| derivation.ok_or(()))

@@ -70,7 +70,7 @@ pub struct Installed {
     /// The program `nix`.
     pub program: PathBuf,
     /// The full output of `nix --version`.
-    pub says: String,
+    pub version_output: String,
     /// The implementation.
     pub flavour: Flavour,
     /// Its version.
@@ -106,14 +106,16 @@ impl Installed {
     /// Returns an error if there is no `nix`, or if it does not answer.
     pub fn find() -> Result<Self, NixError> {
         let program = in_path("nix").ok_or(NixError::Missing)?;
-        let says = ask(&program, &["--version"])?.trim().to_owned();
-        let (flavour, version) = identify(&says).ok_or_else(|| NixError::Mute {
+        let version_output = ask(&program, &["--version"])?.trim().to_owned();
+        let (flavour, version) = identify(&version_output).ok_or_else(|| NixError::Mute {
             program: program.clone(),
             arguments: "--version".to_owned(),
-            problem: format!("printed `{says}`, which is not a version that hookrun knows"),
+            problem: format!(
+                "printed `{version_output}`, which is not a version that hookrun knows"
+            ),
         })?;
         let json = settings_json(&program, version)?;
-        Ok(Self { program, says, flavour, version, settings: kept(&json) })
+        Ok(Self { program, version_output, flavour, version, settings: kept(&json) })
     }
 
     /// Returns the value of a setting; empty if this Nix has no such setting.
@@ -141,9 +143,9 @@ pub fn in_path(name: &str) -> Option<PathBuf> {
 
 /// Parses the output of `nix --version`: `nix (Nix) 2.8.0`, `nix (Lix, like Nix) 2.91.1`, `nix
 /// (Determinate Nix 3.8.2) 2.30.1`.
-pub fn identify(says: &str) -> Option<(Flavour, Version)> {
-    let flavour = if says.contains("Lix") { Flavour::Lix } else { Flavour::Nix };
-    let mut numbers = says
+pub fn identify(version_output: &str) -> Option<(Flavour, Version)> {
+    let flavour = if version_output.contains("Lix") { Flavour::Lix } else { Flavour::Nix };
+    let mut numbers = version_output
         .split_ascii_whitespace()
         .last()?
         .split(|c: char| !c.is_ascii_digit())
@@ -225,7 +227,7 @@ mod tests {
             "nix (Lix, like Nix) 2.94.0-pre20250101",
             "nix (Determinate Nix 3.8.2) 2.30.1",
         ]
-        .map(|says| identify(says).unwrap());
+        .map(|version_output| identify(version_output).unwrap());
         let expected = [
             (Flavour::Nix, Version(2, 8, 0)),
             (Flavour::Nix, Version(2, 26, 3)),
@@ -249,8 +251,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_words_are_identified_or_refused(says: String, json: String) {
-            let _ = identify(&says);
+        fn any_words_are_identified_or_refused(version_output: String, json: String) {
+            let _ = identify(&version_output);
             let _ = kept(&json);
         }
     }

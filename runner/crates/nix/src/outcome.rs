@@ -234,13 +234,13 @@ pub struct RunReport {
     pub progress: bool,
     /// The part that caused a failure.
     #[serde(default)]
-    pub trouble: Trouble,
+    pub cause: FailureCause,
 }
 
 /// The part that caused the failure of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Trouble {
+pub enum FailureCause {
     /// The service that the plugin needs, as far as is known.
     #[default]
     Service,
@@ -266,7 +266,7 @@ impl From<Outcome> for RunReport {
             usage: Usage::default(),
             log: Vec::new(),
             progress: false,
-            trouble: Trouble::default(),
+            cause: FailureCause::default(),
         }
     }
 }

@@ -1,19 +1,21 @@
 //! Decides which role a process plays: one of Nix's three hooks, or the command line.
 //!
 //! Both programs, `hookrun` and `hookrun-hook`, call this first. The decision depends only on the
-//! arguments and on two facts about the process ([`Call`]). It is made before the command-line
-//! parser, an async runtime or the engine are used, because Nix waits for the hooks. Every call has
-//! a role, so that an unexpected one does not fail a build.
+//! arguments and on two facts about the process ([`Invocation`]). It is made before the
+//! command-line parser, an async runtime or the engine are used, because Nix waits for the hooks.
+//! Every call has a role, so that an unexpected one does not fail a build.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
+use crate::event::HookKind;
+
 /// Link names that select a role. In Nix 2.8 to 2.34, argv\[0\] of `post-build-hook` and
 /// `diff-hook` is the value of the setting; for `build-hook` it is the last component of that.
-const LINKS: [(&[u8], Hook); 3] = [
-    (b"hookrun-post-build", Hook::PostBuild),
-    (b"hookrun-diff", Hook::Diff),
-    (b"hookrun-build-hook", Hook::Selection),
+const LINKS: [(&[u8], HookKind); 3] = [
+    (b"hookrun-post-build", HookKind::PostBuild),
+    (b"hookrun-diff", HookKind::Diff),
+    (b"hookrun-build-hook", HookKind::BuilderSelection),
 ];
 
 /// The link that Nix's own build hook finds first in its `PATH` (`ssh` of `hookrun-builders`).
@@ -23,8 +25,11 @@ const SSH: &[u8] = b"ssh";
 pub const GATE: &str = "gate";
 
 /// The words after `hookrun hook`.
-const WORDS: [(&[u8], Hook); 3] =
-    [(b"post-build", Hook::PostBuild), (b"diff", Hook::Diff), (b"build-hook", Hook::Selection)];
+const WORDS: [(&[u8], HookKind); 3] = [
+    (b"post-build", HookKind::PostBuild),
+    (b"diff", HookKind::Diff),
+    (b"build-hook", HookKind::BuilderSelection),
+];
 
 /// Arguments of the diff hook since Nix 2.3: previous result, current result, derivation, build
 /// directory.
@@ -32,13 +37,6 @@ pub const DIFF_ARGUMENTS: usize = 4;
 
 /// Nix's default verbosity (`lvlInfo`), for a build hook called without one.
 const DEFAULT_VERBOSITY: u64 = 3;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hook {
-    PostBuild,
-    Diff,
-    Selection,
-}
 
 /// The role of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +51,7 @@ pub enum Role {
         verbosity: u64,
     },
     /// The gates, on an event that `hookrun-hook` has handed over, with the arguments of
-    /// `hookrun-queue`'s `Ended`.
+    /// `hookrun-queue`'s `HookResult`.
     Gate(Vec<OsString>),
     /// The ssh of Nix's own build hook, which hookrun started, with its arguments.
     Ssh(Vec<OsString>),
@@ -63,7 +61,7 @@ pub enum Role {
 
 /// The input of the decision.
 #[derive(Debug, Clone, Copy)]
-pub struct Call<'a> {
+pub struct Invocation<'a> {
     /// argv, with argv\[0\].
     pub argv: &'a [OsString],
     /// Whether `DRV_PATH` is in the environment and not empty.
@@ -76,7 +74,7 @@ impl Role {
     /// Returns the role of this process.
     pub fn of_this_process() -> Self {
         let argv: Vec<OsString> = std::env::args_os().collect();
-        Self::of(Call {
+        Self::of(Invocation {
             argv: &argv,
             drv_path: std::env::var_os("DRV_PATH").is_some_and(|path| !path.is_empty()),
             // Only a call with a single argument depends on this.
@@ -85,7 +83,7 @@ impl Role {
     }
 
     /// Returns the role of a process that was called like this.
-    pub fn of(call: Call<'_>) -> Self {
+    pub fn of(call: Invocation<'_>) -> Self {
         let (program, arguments) = match call.argv.split_first() {
             Some((program, arguments)) => (program.as_bytes(), arguments),
             None => (&b""[..], &[][..]),
@@ -100,7 +98,7 @@ impl Role {
         match arguments {
             [] if call.drv_path => Self::PostBuild,
             [number] if call.stdin_is_pipe && decimal(number).is_some() => {
-                Hook::Selection.role(arguments)
+                HookKind::BuilderSelection.role(arguments)
             }
             [hook, gate, rest @ ..] if hook == "hook" && gate == GATE => Self::Gate(rest.to_vec()),
             [hook, word, rest @ ..] if hook == "hook" => {
@@ -117,13 +115,13 @@ impl Role {
     }
 }
 
-impl Hook {
+impl HookKind {
     fn role(self, arguments: &[OsString]) -> Role {
         match self {
             Self::PostBuild => Role::PostBuild,
             Self::Diff => Role::Diff(arguments.to_vec()),
             // Nix appends the verbosity to the words of the setting.
-            Self::Selection => Role::BuildHook {
+            Self::BuilderSelection => Role::BuildHook {
                 verbosity: arguments
                     .last()
                     .and_then(|word| decimal(word))
@@ -148,7 +146,7 @@ mod tests {
 
     fn role(argv: &[&str], drv_path: bool, stdin_is_pipe: bool) -> Role {
         let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
-        Role::of(Call { argv: &argv, drv_path, stdin_is_pipe })
+        Role::of(Invocation { argv: &argv, drv_path, stdin_is_pipe })
     }
 
     fn diff(arguments: &[&str]) -> Role {

@@ -216,10 +216,10 @@ pub enum PolicyError {
     Unavailable(String),
     /// No configured plugin is a policy. This is not an error, so it is not reported.
     #[error("no plugin serves `builder-selection`")]
-    Nobody,
+    NoPolicy,
     /// The policy is still being compiled. This is not an error, so it is not reported.
     #[error("{0}")]
-    Unready(String),
+    NotReady(String),
     /// The policy failed, trapped or reached a limit.
     #[error("{0}")]
     Failed(String),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::retry;
 use hookrun_config::Retry;
-use hookrun_nix::outcome::{Outcome, RunReport, Trouble};
+use hookrun_nix::outcome::{FailureCause, Outcome, RunReport};
 
 /// The number of failures in a row that open a breaker: one more than can usually be in progress
 /// when a service goes down.
@@ -50,37 +50,37 @@ pub enum Admission {
 
 /// What an attempt shows about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
+pub enum ServiceSign {
     /// The service answers.
-    Life,
+    Answers,
     /// The service seems to be down.
-    Trouble,
+    Down,
     /// Nothing: the attempt ended for another reason, or was given back.
-    Nothing,
+    Inconclusive,
 }
 
-impl Sign {
+impl ServiceSign {
     /// Returns what this attempt shows. An attempt that stored something before it failed has
     /// reached a service that works at least temporarily.
     pub fn of(report: &RunReport) -> Self {
-        if report.trouble != Trouble::Service {
-            return Self::Nothing;
+        if report.cause != FailureCause::Service {
+            return Self::Inconclusive;
         }
         match &report.outcome {
-            Outcome::Done { .. } | Outcome::Failed { transient: false, .. } => Self::Life,
-            Outcome::Failed { transient: true, .. } if report.progress => Self::Life,
-            Outcome::Failed { transient: true, .. } => Self::Trouble,
+            Outcome::Done { .. } | Outcome::Failed { transient: false, .. } => Self::Answers,
+            Outcome::Failed { transient: true, .. } if report.progress => Self::Answers,
+            Outcome::Failed { transient: true, .. } => Self::Down,
             Outcome::Trapped { .. }
             | Outcome::LimitReached { .. }
             | Outcome::Lost { .. }
-            | Outcome::Refused { .. } => Self::Nothing,
+            | Outcome::Refused { .. } => Self::Inconclusive,
         }
     }
 }
 
 /// The effect of an attempt on the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum BreakerChange {
     /// No change that has to be stored.
     None,
     /// The breaker opened, or a test failed.
@@ -130,25 +130,25 @@ impl Breaker {
     /// Records that an attempt ended. `random` is as for [`retry::delay`].
     pub fn ended(
         &mut self,
-        sign: Sign,
+        sign: ServiceSign,
         was_try: bool,
         now_ms: u64,
         retry: &Retry,
         random: f64,
-    ) -> Change {
+    ) -> BreakerChange {
         match sign {
-            Sign::Life => {
+            ServiceSign::Answers => {
                 self.failures = 0;
-                if self.open.take().is_some() { Change::Closed } else { Change::None }
+                if self.open.take().is_some() { BreakerChange::Closed } else { BreakerChange::None }
             }
-            Sign::Trouble => {
+            ServiceSign::Down => {
                 self.failures = self.failures.saturating_add(1);
                 let trips = match self.open {
                     Some(open) if was_try => open.trips.saturating_add(1),
                     None if self.failures >= THRESHOLD => 0,
                     // The attempt began before the breaker opened and shows nothing new, or there
                     // were few failures.
-                    Some(_) | None => return Change::None,
+                    Some(_) | None => return BreakerChange::None,
                 };
                 let since_ms = self.open.map_or(now_ms, |open| open.since_ms);
                 let wait = retry::delay(retry, THRESHOLD.saturating_add(trips), random)
@@ -156,14 +156,14 @@ impl Breaker {
                 let until_ms =
                     now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
                 self.open = Some(OpenSince { since_ms, until_ms, trips, trying: false });
-                Change::Open { since_ms, until_ms, trips }
+                BreakerChange::Open { since_ms, until_ms, trips }
             }
-            Sign::Nothing => {
+            ServiceSign::Inconclusive => {
                 // Another task can be the test.
                 if let Some(open) = self.open.as_mut().filter(|_| was_try) {
                     open.trying = false;
                 }
-                Change::None
+                BreakerChange::None
             }
         }
     }
@@ -191,14 +191,17 @@ mod tests {
     fn the_breaker_opens_tests_and_closes() {
         let mut breaker = Breaker::default();
         for _ in 1..THRESHOLD {
-            assert_eq!(breaker.ended(Sign::Trouble, false, 1000, &retry(), 1.0), Change::None);
+            assert_eq!(
+                breaker.ended(ServiceSign::Down, false, 1000, &retry(), 1.0),
+                BreakerChange::None
+            );
         }
         assert_eq!(breaker.admits(1000), Admission::All);
-        let opened = breaker.ended(Sign::Trouble, false, 1000, &retry(), 1.0);
-        assert_eq!(opened, Change::Open { since_ms: 1000, until_ms: 17_000, trips: 0 });
+        let opened = breaker.ended(ServiceSign::Down, false, 1000, &retry(), 1.0);
+        assert_eq!(opened, BreakerChange::Open { since_ms: 1000, until_ms: 17_000, trips: 0 });
         assert_eq!(
-            breaker.ended(Sign::Trouble, false, 1001, &retry(), 1.0),
-            Change::None,
+            breaker.ended(ServiceSign::Down, false, 1001, &retry(), 1.0),
+            BreakerChange::None,
             "it was running when the breaker opened"
         );
         assert_eq!(breaker.admits(16_999), Admission::Nothing { until_ms: 17_000 });
@@ -209,38 +212,54 @@ mod tests {
             Admission::Nothing { until_ms: 17_000 },
             "one at a time"
         );
-        let tripped = breaker.ended(Sign::Trouble, true, 20_000, &retry(), 1.0);
-        assert_eq!(tripped, Change::Open { since_ms: 1000, until_ms: 52_000, trips: 1 });
+        let tripped = breaker.ended(ServiceSign::Down, true, 20_000, &retry(), 1.0);
+        assert_eq!(tripped, BreakerChange::Open { since_ms: 1000, until_ms: 52_000, trips: 1 });
         assert!(breaker.began());
-        assert_eq!(breaker.ended(Sign::Nothing, true, 52_000, &retry(), 1.0), Change::None);
+        assert_eq!(
+            breaker.ended(ServiceSign::Inconclusive, true, 52_000, &retry(), 1.0),
+            BreakerChange::None
+        );
         assert_eq!(breaker.admits(52_000), Admission::One, "an inconclusive test is repeated");
-        assert_eq!(breaker.ended(Sign::Life, true, 53_000, &retry(), 1.0), Change::Closed);
+        assert_eq!(
+            breaker.ended(ServiceSign::Answers, true, 53_000, &retry(), 1.0),
+            BreakerChange::Closed
+        );
         assert_eq!(breaker, Breaker::default());
     }
 
     #[test]
     fn each_outcome_counts_for_or_against_the_service() {
-        let sign =
-            |outcome: Outcome, progress: bool| Sign::of(&RunReport { progress, ..outcome.into() });
+        let sign = |outcome: Outcome, progress: bool| {
+            ServiceSign::of(&RunReport { progress, ..outcome.into() })
+        };
         let message = String::new;
         let failed =
             |transient| Outcome::Failed { message: message(), transient, retry_after_ms: None };
-        assert_eq!(sign(Outcome::Done { message: message(), details: vec![] }, false), Sign::Life);
-        assert_eq!(sign(failed(false), false), Sign::Life);
-        assert_eq!(sign(failed(true), false), Sign::Trouble);
-        assert_eq!(sign(failed(true), true), Sign::Life, "it has stored something");
-        let own = RunReport { trouble: Trouble::Event, ..failed(true).into() };
-        assert_eq!(Sign::of(&own), Sign::Nothing);
-        assert_eq!(sign(Outcome::Trapped { message: message() }, true), Sign::Nothing);
-        assert_eq!(sign(Outcome::Refused { message: message() }, false), Sign::Nothing);
+        assert_eq!(
+            sign(Outcome::Done { message: message(), details: vec![] }, false),
+            ServiceSign::Answers
+        );
+        assert_eq!(sign(failed(false), false), ServiceSign::Answers);
+        assert_eq!(sign(failed(true), false), ServiceSign::Down);
+        assert_eq!(sign(failed(true), true), ServiceSign::Answers, "it has stored something");
+        let own = RunReport { cause: FailureCause::Event, ..failed(true).into() };
+        assert_eq!(ServiceSign::of(&own), ServiceSign::Inconclusive);
+        assert_eq!(sign(Outcome::Trapped { message: message() }, true), ServiceSign::Inconclusive);
+        assert_eq!(sign(Outcome::Refused { message: message() }, false), ServiceSign::Inconclusive);
     }
 
     #[test]
     fn a_success_in_between_keeps_it_closed() {
         let mut breaker = Breaker::default();
         for _ in 0..20 {
-            assert_eq!(breaker.ended(Sign::Trouble, false, 1, &retry(), 1.0), Change::None);
-            assert_eq!(breaker.ended(Sign::Life, false, 1, &retry(), 1.0), Change::None);
+            assert_eq!(
+                breaker.ended(ServiceSign::Down, false, 1, &retry(), 1.0),
+                BreakerChange::None
+            );
+            assert_eq!(
+                breaker.ended(ServiceSign::Answers, false, 1, &retry(), 1.0),
+                BreakerChange::None
+            );
         }
     }
 
@@ -253,16 +272,16 @@ mod tests {
                     breaker.began();
                 }
                 let sign = match kind {
-                    0 => Sign::Life,
-                    1 => Sign::Trouble,
-                    _ => Sign::Nothing,
+                    0 => ServiceSign::Answers,
+                    1 => ServiceSign::Down,
+                    _ => ServiceSign::Inconclusive,
                 };
                 breaker.ended(sign, was_try, now, &retry(), random);
                 now += 1000;
             }
             // Whatever happened before: if no test is running, the next one comes within the
             // longest delay.
-            breaker.ended(Sign::Nothing, true, now, &retry(), 1.0);
+            breaker.ended(ServiceSign::Inconclusive, true, now, &retry(), 1.0);
             let stuck = matches!(breaker.admits(now + 900_000), Admission::Nothing { .. });
             prop_assert!(!stuck);
         }

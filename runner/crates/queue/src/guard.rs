@@ -1,4 +1,4 @@
-//! Runs the work of a thin hook in a process that Nix does not wait for.
+//! Runs the work of a post-build or diff hook in a process that Nix does not wait for.
 //!
 //! Nix waits until its hook has ended and until every process has closed the hook's standard output
 //! and error. A process that sleeps in the kernel, in a file system that does not answer, cannot
@@ -11,7 +11,7 @@
 //! fallback directory, because one of them is usually on another file system. The worker takes an
 //! event once, even if it finds several copies.
 
-mod ended;
+mod hook_result;
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions};
 
-pub use ended::Ended;
-use ended::{Frames, Kind};
+pub use hook_result::HookResult;
+use hook_result::{FrameKind, Frames};
 
 use super::{envelope, spool};
-use hookrun_config::Text;
+use hookrun_config::ConfigText;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::HookKind;
 use hookrun_nix::terminal::say;
@@ -60,22 +60,22 @@ const DONE: u8 = b'd';
 
 /// The working process's end of the pipe to the process that Nix waits for.
 #[derive(Debug)]
-pub struct Teller {
+pub struct Reporter {
     /// None where there is one process only.
     pipe: Option<File>,
     frames: Frames,
 }
 
-impl Teller {
+impl Reporter {
     /// Stores the sealed event. A later call replaces it.
     pub fn event(&mut self, sealed: &[u8]) {
-        self.frames.add(Kind::Event, sealed);
+        self.frames.add(FrameKind::Event, sealed);
     }
 
     /// Stores a configuration that may have a gate.
-    pub fn configuration(&mut self, text: &Text) {
+    pub fn configuration(&mut self, text: &ConfigText) {
         if let Ok(json) = serde_json::to_vec(text) {
-            self.frames.add(Kind::Configuration, &json);
+            self.frames.add(FrameKind::Configuration, &json);
         }
     }
 
@@ -100,13 +100,13 @@ impl Teller {
 /// Runs `work` in another process, and returns within [`CAP`] if that process can be created. An
 /// event that is not written after `patience` is also written to fallback directories. Must be
 /// called before this process has a second thread.
-pub fn run(hook: HookKind, patience: Duration, work: impl FnOnce(&mut Teller)) -> Ended {
+pub fn run(hook: HookKind, patience: Duration, work: impl FnOnce(&mut Reporter)) -> HookResult {
     let begun = Instant::now();
     match split() {
-        Ok(Side::Works(mut teller)) => {
+        Ok(Side::Works(mut reporter)) => {
             safely(hook, || {
-                work(&mut teller);
-                teller.tell(DONE);
+                work(&mut reporter);
+                reporter.tell(DONE);
             });
             leave();
         }
@@ -114,9 +114,9 @@ pub fn run(hook: HookKind, patience: Duration, work: impl FnOnce(&mut Teller)) -
         // No process can be created: the work is done here, without a time limit.
         Err(_) => match Frames::new() {
             Ok(frames) => {
-                let mut teller = Teller { pipe: None, frames };
-                let is_complete = safely(hook, || work(&mut teller));
-                Ended { frames: Some(teller.frames), in_time: true, is_complete }
+                let mut reporter = Reporter { pipe: None, frames };
+                let is_complete = safely(hook, || work(&mut reporter));
+                HookResult { frames: Some(reporter.frames), in_time: true, is_complete }
             }
             Err(error) => {
                 say(&format!(
@@ -124,7 +124,7 @@ pub fn run(hook: HookKind, patience: Duration, work: impl FnOnce(&mut Teller)) -
                     hook.setting(),
                     recovery(hook)
                 ));
-                Ended::nothing()
+                HookResult::nothing()
             }
         },
     }
@@ -178,8 +178,8 @@ fn leave() -> ! {
 
 /// Which of the two processes this is.
 enum Side {
-    Works(Teller),
-    Waits(Watch),
+    Works(Reporter),
+    Waits(Monitor),
 }
 
 /// Creates a close-on-exec pipe, and returns its reading and its writing end.
@@ -194,7 +194,7 @@ fn split() -> io::Result<Side> {
     let (output, write_output) = pipe()?;
     let (errors, write_errors) = pipe()?;
     if let Some(process) = fork()? {
-        return Ok(Side::Waits(Watch {
+        return Ok(Side::Waits(Monitor {
             process,
             control,
             streams: [
@@ -207,7 +207,7 @@ fn split() -> io::Result<Side> {
     }
     detach([tell.as_fd(), frames.0.as_fd()], &write_output, &write_errors)?;
     forget([control, output, write_output, errors, write_errors]);
-    Ok(Side::Works(Teller { pipe: Some(File::from(tell)), frames }))
+    Ok(Side::Works(Reporter { pipe: Some(File::from(tell)), frames }))
 }
 
 /// Starts a new session and closes all descriptors except for `kept`. Nix kills the session of its
@@ -247,7 +247,7 @@ struct Stream {
 }
 
 /// State of the process that Nix waits for.
-struct Watch {
+struct Monitor {
     /// The one that works.
     process: Pid,
     control: OwnedFd,
@@ -257,11 +257,11 @@ struct Watch {
     said: Vec<u8>,
 }
 
-impl Watch {
-    fn run(mut self, hook: HookKind, begun: Instant, patience: Duration) -> Ended {
+impl Monitor {
+    fn run(mut self, hook: HookKind, begun: Instant, patience: Duration) -> HookResult {
         let cap = begun + CAP;
         let mut works = self.listen((begun + patience).min(cap));
-        if works && (self.has_said(KEPT) || self.frames.last(Kind::Event).is_none()) {
+        if works && (self.has_said(KEPT) || self.frames.last(FrameKind::Event).is_none()) {
             // The event is durable or not known yet, so the process may use the remaining time.
             works = self.listen(cap);
         }
@@ -276,7 +276,7 @@ impl Watch {
             reap(self.process);
         }
         let is_complete = self.has_said(DONE);
-        Ended { frames: Some(self.frames), in_time: !works, is_complete }
+        HookResult { frames: Some(self.frames), in_time: !works, is_complete }
     }
 
     fn has_said(&self, what: u8) -> bool {
@@ -324,7 +324,7 @@ impl Watch {
 
     /// Has the event written by processes of their own; returns the first file that is durable.
     fn rescue(&self, end: Instant) -> Option<PathBuf> {
-        let sealed = self.frames.last(Kind::Event)?;
+        let sealed = self.frames.last(FrameKind::Event)?;
         let (read, tell) = pipe().ok()?;
         // If the write to the spool has begun, the spool does not answer: skip it.
         let skipped = usize::from(self.has_said(WRITING));

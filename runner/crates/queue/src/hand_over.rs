@@ -1,18 +1,18 @@
-//! The thin hooks: from Nix's call to a durable file in the spool.
+//! The post-build and diff hooks: from Nix's call to a durable file in the spool.
 //!
 //! The program's `role` module calls them. They load no plugin, read no secret, open no socket and
-//! take no lock that another hook holds. The work is done in a separate process
-//! ([`super::guard`]), so that the hook exits 0 within [`CAP`](super::guard::CAP) in spite of errors
-//! and panics, which print one line. If no process can be created, the time has no limit.
+//! take no lock that another hook holds. The work is done in a separate process ([`super::guard`]),
+//! so that the hook exits 0 within [`CAP`](super::guard::CAP) in spite of errors and panics, which
+//! print one line. If no process can be created, the time has no limit.
 
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use super::guard::{self, Ended, Teller};
-use super::spool::Place;
+use super::guard::{self, HookResult, Reporter};
+use super::spool::SpoolPlace;
 use super::{envelope, roots, spawn, spool};
-use hookrun_config::Text;
+use hookrun_config::ConfigText;
 use hookrun_nix as nix;
 use hookrun_nix::caller::Caller;
 use hookrun_nix::derivation::MAX_SIZE_IN_HOOK;
@@ -32,18 +32,18 @@ const CALLER_BEFORE: Duration = Duration::from_secs(1);
 const CALLER_TIME: Duration = Duration::from_millis(200);
 
 /// Runs the post-build hook. It writes nothing to standard output. Gates run after it returns.
-pub fn post_build() -> Ended {
+pub fn post_build() -> HookResult {
     // A build that hookrun itself started is not reported again.
     if nix::is_nested() {
-        return Ended::nothing();
+        return HookResult::nothing();
     }
-    guard::run(HookKind::PostBuild, PATIENCE, |teller| {
+    guard::run(HookKind::PostBuild, PATIENCE, |reporter| {
         let nix_dirs = nix::store_uri::of_caller();
         let event = match nix::post_build::from_env(&nix_dirs) {
             Ok(event) => Event { nix: nix_dirs, ..Event::now(HookEvent::PostBuild(event)) },
             Err(error) => return say(&error.to_string()),
         };
-        hand_over(teller, &event);
+        hand_over(reporter, &event);
     })
 }
 
@@ -53,14 +53,14 @@ pub fn diff(arguments: &[OsString]) {
         return;
     }
     let (begun, parent) = (Instant::now(), rustix::process::getppid());
-    guard::run(HookKind::Diff, PATIENCE_WITH_DIFF, |teller| {
+    guard::run(HookKind::Diff, PATIENCE_WITH_DIFF, |reporter| {
         let mut nix_dirs = NixDirs::from_env();
         let derivation = |path: &str| nix::outputs_of(&nix_dirs, path, MAX_SIZE_IN_HOOK);
         let call = match nix::diff::read(arguments, &nix_dirs, derivation) {
             Ok(call) => call,
             Err(error) => return say(&error.to_string()),
         };
-        let nix::diff::Call { drv_path, output, previous, current, real_store } = call;
+        let nix::diff::DiffArguments { drv_path, output, previous, current, real_store } = call;
         nix_dirs.real_store = real_store;
         let (old, new) = (nix_dirs.real_path(&previous), nix_dirs.real_path(&current));
         if !rustix::process::geteuid().is_root() {
@@ -75,7 +75,7 @@ pub fn diff(arguments: &[OsString]) {
         let diff = Diff { drv_path, output, previous, current, evidence };
         let mut event = Event { nix: nix_dirs, ..Event::now(HookEvent::Diff(diff)) };
         if let Ok(sealed) = envelope::seal(&event) {
-            teller.event(&sealed);
+            reporter.event(&sealed);
         }
         if let HookEvent::Diff(diff) = &mut event.hook {
             diff.evidence = compare(&old, &new, Bounds::default());
@@ -83,14 +83,14 @@ pub fn diff(arguments: &[OsString]) {
         if begun.elapsed() < CALLER_BEFORE {
             event.caller = Some(Caller::find(parent, CALLER_TIME));
         }
-        let kept = hand_over(teller, &event);
+        let kept = hand_over(reporter, &event);
         // The reader may have closed its end.
         let _shown = writeln!(std::io::stdout(), "hookrun: {}", summary(&event, kept));
     });
 }
 
 /// Creates roots, writes the event and starts a worker. Returns whether the event was written.
-fn hand_over(teller: &mut Teller, event: &Event) -> bool {
+fn hand_over(reporter: &mut Reporter, event: &Event) -> bool {
     let sealed = match envelope::seal(event) {
         Ok(sealed) => sealed,
         Err(error) => {
@@ -101,14 +101,14 @@ fn hand_over(teller: &mut Teller, event: &Event) -> bool {
             return false;
         }
     };
-    teller.event(&sealed);
+    reporter.event(&sealed);
     let dirs = Dirs::from_env();
     // Before the event, so that its outputs are never queued without a root.
     roots::make(event);
-    teller.writing();
+    reporter.writing();
     match spool::put_sealed(&dirs, &event.id, &sealed) {
-        Ok(Place::Spool) => {}
-        Ok(Place::Fallback { path, reason }) => {
+        Ok(SpoolPlace::Spool) => {}
+        Ok(SpoolPlace::Fallback { path, reason }) => {
             say(&format!(
                 "{reason}; the event of {} is kept in {}, where the worker will find it",
                 event.name(),
@@ -122,23 +122,23 @@ fn hand_over(teller: &mut Teller, event: &Event) -> bool {
             return false;
         }
     }
-    teller.kept();
-    follow_up(teller, &dirs, event);
+    reporter.kept();
+    follow_up(reporter, &dirs, event);
     true
 }
 
 /// Passes on a configuration that may have a gate, and starts a worker if the configuration says so
 /// and none runs. Reads the configuration once, and not at all if nothing depends on it.
-fn follow_up(teller: &mut Teller, dirs: &Dirs, event: &Event) {
+fn follow_up(reporter: &mut Reporter, dirs: &Dirs, event: &Event) {
     // Only a post-build hook has gates.
     let may_have_gate = matches!(event.hook, HookEvent::PostBuild(_));
     let may_start = spawn::may_start(dirs);
     if !may_have_gate && !may_start {
         return;
     }
-    let text = Text::in_force(dirs);
+    let text = ConfigText::in_force(dirs);
     if let Some(text) = text.as_ref().ok().filter(|text| may_have_gate && text.may_have_gate()) {
-        teller.configuration(text);
+        reporter.configuration(text);
     }
     let started = text.map_err(|error| error.to_string());
     if may_start && let Err(error) = started.and_then(|text| spawn::if_wanted(dirs, &text)) {

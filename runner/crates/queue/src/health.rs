@@ -1,7 +1,7 @@
 //! Finds problems of the spool, for `hookrun status` and `hookrun doctor`. Changes nothing.
 //!
-//! Facts and judgement are separate: [`Look`] contains what the system reports, and [`judge`] is a
-//! pure function of it.
+//! Facts and judgement are separate: [`SpoolFacts`] contains what the system reports, and [`judge`]
+//! is a pure function of it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ const FEW_INODES: u64 = 1000;
 
 /// Facts about a spool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Look {
+struct SpoolFacts {
     /// The type and permissions; none if it does not exist.
     mode: Option<u32>,
     owner: u32,
@@ -109,7 +109,7 @@ pub fn waiting_elsewhere(dirs: &Dirs) -> usize {
     elsewhere(dirs).iter().map(|(_, count)| count).sum()
 }
 
-fn look(spool: &Path) -> Look {
+fn look(spool: &Path) -> SpoolFacts {
     let found = std::fs::symlink_metadata(spool).ok();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let unlistable = found.as_ref().filter(|found| found.is_dir());
@@ -117,7 +117,7 @@ fn look(spool: &Path) -> Look {
     // If it does not exist yet, the file system of its nearest parent is examined.
     let place = spool.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let system = rustix::fs::statvfs(place).ok();
-    Look {
+    SpoolFacts {
         mode: found.as_ref().map(std::fs::Metadata::mode),
         owner: found.as_ref().map_or(0, std::fs::Metadata::uid),
         unlistable,
@@ -127,8 +127,8 @@ fn look(spool: &Path) -> Look {
     }
 }
 
-fn judge(spool: &Path, look: &Look, me: u32, worker: bool) -> Vec<String> {
-    let Look { mode, owner, unlistable, free, inodes, read_only } = look;
+fn judge(spool: &Path, look: &SpoolFacts, me: u32, worker: bool) -> Vec<String> {
+    let SpoolFacts { mode, owner, unlistable, free, inodes, read_only } = look;
     let shown = spool.display();
     let mut problems = Vec::new();
     match mode {
@@ -170,12 +170,17 @@ mod tests {
     /// `S_IFDIR`, whose type differs between systems.
     const DIRECTORY: u32 = 0o040_000;
 
-    fn seen(look: &Look, me: u32, worker: bool) -> String {
+    fn seen(look: &SpoolFacts, me: u32, worker: bool) -> String {
         judge(Path::new("/s/spool"), look, me, worker).join("\n")
     }
 
-    fn directory(mode: u32, owner: u32) -> Look {
-        Look { mode: Some(DIRECTORY | mode), owner, free: Some(u64::MAX), ..Look::default() }
+    fn directory(mode: u32, owner: u32) -> SpoolFacts {
+        SpoolFacts {
+            mode: Some(DIRECTORY | mode),
+            owner,
+            free: Some(u64::MAX),
+            ..SpoolFacts::default()
+        }
     }
 
     #[test]
@@ -183,7 +188,7 @@ mod tests {
         assert_eq!(seen(&directory(0o1733, 0), 0, true), "");
         assert_eq!(seen(&directory(0o700, 1000), 1000, false), "");
         assert_eq!(
-            seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, false),
+            seen(&SpoolFacts { free: Some(u64::MAX), ..SpoolFacts::default() }, 0, false),
             "",
             "no event was handed over yet"
         );
@@ -192,15 +197,23 @@ mod tests {
     #[test]
     fn problems_of_the_spool_are_reported_with_the_fix() {
         let plain = directory(0o1733, 0);
-        insta::assert_snapshot!(seen(&Look { free: Some(u64::MAX), ..Look::default() }, 0, true));
         insta::assert_snapshot!(seen(
-            &Look { unlistable: Some(rustix::io::Errno::ACCESS), ..plain.clone() },
+            &SpoolFacts { free: Some(u64::MAX), ..SpoolFacts::default() },
+            0,
+            true
+        ));
+        insta::assert_snapshot!(seen(
+            &SpoolFacts { unlistable: Some(rustix::io::Errno::ACCESS), ..plain.clone() },
             1000,
             false
         ));
-        insta::assert_snapshot!(seen(&Look { free: Some(4096), ..plain.clone() }, 0, false));
-        insta::assert_snapshot!(seen(&Look { inodes: Some(3), ..plain.clone() }, 0, false));
-        insta::assert_snapshot!(seen(&Look { read_only: true, free: Some(0), ..plain }, 0, false));
+        insta::assert_snapshot!(seen(&SpoolFacts { free: Some(4096), ..plain.clone() }, 0, false));
+        insta::assert_snapshot!(seen(&SpoolFacts { inodes: Some(3), ..plain.clone() }, 0, false));
+        insta::assert_snapshot!(seen(
+            &SpoolFacts { read_only: true, free: Some(0), ..plain },
+            0,
+            false
+        ));
     }
 
     #[test]

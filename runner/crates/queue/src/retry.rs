@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hookrun_config::Retry;
-use hookrun_nix::outcome::{Outcome, Trouble};
+use hookrun_nix::outcome::{FailureCause, Outcome};
 
 /// The number of attempts of a task that traps or reaches a limit. Usually the plugin or its limit
 /// is wrong, but a time limit may also be reached on a busy machine.
@@ -70,14 +70,14 @@ pub struct AttemptState {
     /// Whether the attempt made permanent progress.
     pub progress: bool,
     /// The part that caused a failure.
-    pub trouble: Trouble,
+    pub cause: FailureCause,
 }
 
 /// Returns the next step after an attempt that ended with `outcome`. `random`, from 0 to 1, spreads
 /// tasks that failed together: see [`delay`]. The delay is never shorter than the plugin requested,
 /// up to [`LONGEST_WAIT`].
-pub fn next(outcome: &Outcome, standing: AttemptState, retry: &Retry, random: f64) -> Next {
-    let AttemptState { attempts, age, outage, progress, trouble } = standing;
+pub fn next(outcome: &Outcome, state: AttemptState, retry: &Retry, random: f64) -> Next {
+    let AttemptState { attempts, age, outage, progress, cause } = state;
     let (allowed, asked) = match outcome {
         Outcome::Done { .. } => return Next::Done,
         Outcome::Refused { .. } => return Next::Refused { after: refused_delay(retry) },
@@ -95,10 +95,10 @@ pub fn next(outcome: &Outcome, standing: AttemptState, retry: &Retry, random: f6
     let progress = progress && !matches!(outcome, Outcome::Trapped { .. });
     // After progress, the number of failures in a row starts again.
     let after = delay(retry, if progress { 1 } else { attempts }, random).max(asked);
-    if trouble == Trouble::Neighbour {
+    if cause == FailureCause::Neighbour {
         return Next::Again { after: retry.min_delay, why: Uncounted::Neighbour };
     }
-    let outage = outage && trouble == Trouble::Service;
+    let outage = outage && cause == FailureCause::Service;
     let transient = matches!(outcome, Outcome::Failed { .. });
     if (transient || progress) && age >= retry.give_up_after {
         Next::Dead
@@ -156,7 +156,7 @@ mod tests {
                 age: Duration::ZERO,
                 outage: false,
                 progress: false,
-                trouble: Trouble::Service,
+                cause: FailureCause::Service,
             },
             retry,
             random,
@@ -216,14 +216,14 @@ mod tests {
     fn in_an_outage_attempts_are_not_counted_but_time_is() {
         let retry = Retry::default();
         let at = |attempts, age, outcome: &Outcome| {
-            let standing = AttemptState {
+            let state = AttemptState {
                 attempts,
                 age,
                 outage: true,
                 progress: false,
-                trouble: Trouble::Service,
+                cause: FailureCause::Service,
             };
-            super::next(outcome, standing, &retry, 1.0)
+            super::next(outcome, state, &retry, 1.0)
         };
         let second = Duration::from_secs(1);
         assert_eq!(
@@ -243,23 +243,23 @@ mod tests {
     #[test]
     fn failures_caused_by_the_event_are_counted_in_an_outage() {
         let retry = Retry::default();
-        let at = |attempts, trouble| {
-            let standing = AttemptState {
+        let at = |attempts, cause| {
+            let state = AttemptState {
                 attempts,
                 age: Duration::ZERO,
                 outage: true,
                 progress: false,
-                trouble,
+                cause,
             };
-            super::next(&transient(None), standing, &retry, 1.0)
+            super::next(&transient(None), state, &retry, 1.0)
         };
         let after = retry.min_delay;
         assert_eq!(
-            at(retry.attempts, Trouble::Neighbour),
+            at(retry.attempts, FailureCause::Neighbour),
             Next::Again { after, why: Uncounted::Neighbour }
         );
-        assert_eq!(at(1, Trouble::Event), Next::Retry { after }, "counted also in an outage");
-        assert_eq!(at(retry.attempts, Trouble::Event), Next::Dead);
+        assert_eq!(at(1, FailureCause::Event), Next::Retry { after }, "counted also in an outage");
+        assert_eq!(at(retry.attempts, FailureCause::Event), Next::Dead);
     }
 
     #[test]
@@ -282,14 +282,14 @@ mod tests {
     fn attempts_with_progress_are_not_counted_until_the_time_is_over() {
         let retry = Retry::default();
         let at = |age, outcome: &Outcome| {
-            let standing = AttemptState {
+            let state = AttemptState {
                 attempts: retry.attempts,
                 age,
                 outage: false,
                 progress: true,
-                trouble: Trouble::Service,
+                cause: FailureCause::Service,
             };
-            super::next(outcome, standing, &retry, 1.0)
+            super::next(outcome, state, &retry, 1.0)
         };
         let message = String::new;
         let limit = Outcome::LimitReached { limit: "wall-time".into(), message: message() };

@@ -1,9 +1,10 @@
 //! Starts a detached worker from a hook, if the configuration asks for it and none runs.
 //!
-//! The thin hooks call this after the event is in the spool. Nix waits until all processes have
-//! closed its hook's standard output and error. It kills the hook's process group when the client
-//! disconnects, and sets a parent-death signal for the hook. So the worker gets its own session and
-//! none of the hook's descriptors. fork(2) does not inherit the parent-death signal (prctl(2)).
+//! The post-build and diff hooks call this after the event is in the spool. Nix waits until all
+//! processes have closed its hook's standard output and error. It kills the hook's process group
+//! when the client disconnects, and sets a parent-death signal for the hook. So the worker gets its
+//! own session and none of the hook's descriptors. fork(2) does not inherit the parent-death signal
+//! (prctl(2)).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -17,7 +18,7 @@ use hookrun_system::process;
 use rustix::fs::Access;
 
 use super::lock;
-use hookrun_config::{Start, Text};
+use hookrun_config::{ConfigText, Start};
 use hookrun_nix as nix;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::terminal::STAMPED;
@@ -41,7 +42,7 @@ pub fn may_start(dirs: &Dirs) -> bool {
 ///
 /// # Errors
 /// The configuration is wrong, or the program cannot be started; one line.
-pub fn if_wanted(dirs: &Dirs, text: &Text) -> Result<(), String> {
+pub fn if_wanted(dirs: &Dirs, text: &ConfigText) -> Result<(), String> {
     match text.parse().map_err(|error| error.to_string())?.worker.start {
         Start::Spawn => start(dirs).map_err(|error| match hookrun_beside() {
             Some(program) => {
@@ -130,22 +131,22 @@ fn old_log(path: &Path) -> PathBuf {
     path.with_added_extension("1")
 }
 
-/// The name of the small program with the thin hooks. It executes [`PROGRAM`] for all other roles.
-pub const THIN_PROGRAM: &str = "hookrun-hook";
+/// The name of the small hook program. It executes [`PROGRAM`] for all other roles.
+pub const SMALL_HOOK: &str = "hookrun-hook";
 /// The name of the program with all roles, in the same directory.
 pub const PROGRAM: &str = "hookrun";
 
-/// Returns the path of [`PROGRAM`] if this process runs [`THIN_PROGRAM`].
+/// Returns the path of [`PROGRAM`] if this process runs [`SMALL_HOOK`].
 fn hookrun_beside() -> Option<PathBuf> {
     let own = rustix::process::getpid().as_raw_nonzero().get();
     beside(&process::program_of(own)?)
 }
 
-/// Returns the path of [`PROGRAM`] in the directory of `program`, if that is [`THIN_PROGRAM`].
+/// Returns the path of [`PROGRAM`] in the directory of `program`, if that is [`SMALL_HOOK`].
 pub fn beside(program: &Path) -> Option<PathBuf> {
     let name = program.file_name()?.to_str()?;
     let name = name.strip_suffix(process::DELETED).unwrap_or(name);
-    (name == THIN_PROGRAM).then(|| program.with_file_name(PROGRAM))
+    (name == SMALL_HOOK).then(|| program.with_file_name(PROGRAM))
 }
 
 /// Returns whether another file now has the name of the running program. False if the program was
@@ -214,7 +215,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dirs = Dirs { config: dir.path().join("hookrun.toml"), state: dir.path().to_owned() };
         std::fs::write(&dirs.config, "[worker]\nstrat = 1\n").unwrap();
-        let start = || if_wanted(&dirs, &Text::in_force(&dirs).unwrap());
+        let start = || if_wanted(&dirs, &ConfigText::in_force(&dirs).unwrap());
         assert!(may_start(&dirs));
         let error = start().unwrap_err().replace(&dir.path().display().to_string(), "DIR");
         insta::assert_snapshot!(error, @"DIR/hookrun.toml:2: unknown key `strat`; did you mean `start`?");

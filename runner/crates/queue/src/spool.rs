@@ -47,7 +47,7 @@ const OWN_MODE: u32 = 0o700;
 
 /// The place where an event was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum SpoolPlace {
     /// In the spool.
     Spool,
     /// A fallback directory, because the spool could not be written.
@@ -69,7 +69,7 @@ pub struct PutError(Vec<String>);
 ///
 /// # Errors
 /// No place can be written.
-pub fn put(dirs: &Dirs, event: &Event) -> Result<Place, PutError> {
+pub fn put(dirs: &Dirs, event: &Event) -> Result<SpoolPlace, PutError> {
     let bytes = envelope::seal(event).map_err(|error| {
         PutError(vec![format!("the event cannot be written as JSON ({error})")])
     })?;
@@ -80,15 +80,15 @@ pub fn put(dirs: &Dirs, event: &Event) -> Result<Place, PutError> {
 ///
 /// # Errors
 /// Returns the errors of [`put`].
-pub fn put_sealed(dirs: &Dirs, id: &str, bytes: &[u8]) -> Result<Place, PutError> {
-    let Err(error) = put_in_spool(dirs, id, bytes) else { return Ok(Place::Spool) };
+pub fn put_sealed(dirs: &Dirs, id: &str, bytes: &[u8]) -> Result<SpoolPlace, PutError> {
+    let Err(error) = put_in_spool(dirs, id, bytes) else { return Ok(SpoolPlace::Spool) };
     let spool = dirs.spool();
     let reason =
         format!("the spool {} cannot be written ({error}): {}", spool.display(), fix(&error));
     let mut reasons = vec![reason.clone()];
     for place in places(dirs) {
         match put_in(&place, id, bytes) {
-            Ok(path) => return Ok(Place::Fallback { path, reason }),
+            Ok(path) => return Ok(SpoolPlace::Fallback { path, reason }),
             Err(error) => reasons.push(error),
         }
     }

@@ -49,7 +49,7 @@ pub use options::{Mode, Options, Summary, WorkerError};
 pub use priority::lower as lower_priority;
 use service::Service;
 pub use state_file::{Running, WorkerState};
-use watch::Watch;
+use watch::FileWatch;
 
 /// The interval at which the spool, the journal and the files of plugins are checked even if no
 /// change is reported, because watching may fail and clocks may be set.
@@ -79,7 +79,7 @@ struct Worker<'a> {
     /// Build users whose events are left in the spool for now.
     over_share: BTreeSet<u32>,
     said_of_rejected: intake::Lines,
-    watch: Watch,
+    watch: FileWatch,
     state: WorkerState,
     /// A check of the executor's files, while it runs.
     refreshing: Option<BoxFuture<'static, Refreshed>>,
@@ -149,7 +149,7 @@ impl<'a> Worker<'a> {
             .map(|open| (open.plugin, Breaker::reopened(open.since_ms, open.until_ms, open.trips)))
             .collect();
         let reader = Reader::new(dirs, Trust::from_env());
-        let (mut watch, unwatched) = Watch::new(dirs, reader.directories());
+        let (mut watch, unwatched) = FileWatch::new(dirs, reader.directories());
         watch.follow(&executor.files());
         let settings = executor.settings();
         let priority = settings.priority.as_str().to_owned();

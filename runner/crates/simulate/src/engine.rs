@@ -10,7 +10,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use super::trace::Trace;
-use super::view::{Running, View};
+use super::view::{RunningBuild, View};
 use hookrun_builders::slots::reservations::Account;
 use hookrun_config::Resources;
 
@@ -240,7 +240,7 @@ impl<R: Rule + ?Sized> Player<'_, R> {
             *started = true;
         }
         if let Some(running) = self.view.running.get_mut(machine) {
-            running.push(Running { id, since: now });
+            running.push(RunningBuild { id, since: now });
         }
         let takes = self.view.takes(id);
         self.view.account.take(&on.name, &takes);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::trace::{DEFAULT_MB_PER_S, Header, Trace, TraceDerivation, TraceMachine};
-use hookrun_builders::history::{BuildRow, MachineHealth, Outcome};
+use hookrun_builders::history::{BuildOutcome, BuildRow, MachineHealth};
 use hookrun_nix::machines::MachineLine;
 
 /// What Nix's database contains about the derivations that were built.
@@ -25,7 +25,7 @@ pub fn export(
 ) -> Trace {
     let mut built: Vec<&BuildRow> = builds
         .iter()
-        .filter(|build| build.outcome == Some(Outcome::Built) && build.seconds.is_some())
+        .filter(|build| build.outcome == Some(BuildOutcome::Built) && build.seconds.is_some())
         .collect();
     // A dependency ends before its dependents are offered, so its id is smaller.
     built.sort_by_key(|build| (build.ended_ms, build.id));
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use hookrun_nix::machines;
 
-    fn build(id: i64, name: &str, seconds: f64, outcome: Outcome) -> BuildRow {
+    fn build(id: i64, name: &str, seconds: f64, outcome: BuildOutcome) -> BuildRow {
         let at = u64::try_from(id).unwrap() * 1000;
         BuildRow {
             id,
@@ -138,11 +138,11 @@ mod tests {
     #[test]
     fn builds_are_exported_in_order_with_the_history_of_their_time() {
         let builds = [
-            build(4, "b-1", 3.0, Outcome::Built),
-            build(3, "a-2", 2.0, Outcome::Built),
-            build(2, "c-1", 9.0, Outcome::Failed),
-            build(1, "a-1", 1.5, Outcome::Built),
-            build(5, "a-1", 1.0, Outcome::Built),
+            build(4, "b-1", 3.0, BuildOutcome::Built),
+            build(3, "a-2", 2.0, BuildOutcome::Built),
+            build(2, "c-1", 9.0, BuildOutcome::Failed),
+            build(1, "a-1", 1.5, BuildOutcome::Built),
+            build(5, "a-1", 1.0, BuildOutcome::Built),
         ];
         let nix = FromNix {
             references: HashMap::from([(

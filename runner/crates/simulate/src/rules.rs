@@ -3,7 +3,7 @@
 use super::engine::{Placement, Rule};
 use super::view::{MachineView, View};
 use hookrun_builders::choice::policy::{Policy, StockRule};
-use hookrun_builders::slots::order::waits_for_resources;
+use hookrun_builders::slots::assignment::waits_for_resources;
 use hookrun_config::Amounts;
 use hookrun_nix::selection::{Action, Candidate, LocalMachine, Machine};
 
@@ -213,9 +213,9 @@ impl Rule for Queued<'_> {
         Placement::Waits(decision.ask_again_ms.map(seconds))
     }
 
-    /// Uses the order of [`hookrun_builders::slots::order`]: the command with the fewest running
-    /// builds, then the longest chain of dependents, then the longest build (an unknown one may be
-    /// the longest), then the oldest.
+    /// Uses the order of [`hookrun_builders::slots::assignment`]: the command with the fewest
+    /// running builds, then the longest chain of dependents, then the longest build (an unknown one
+    /// may be the longest), then the oldest.
     fn freed(&mut self, view: &View<'_>, machine: usize) -> Option<usize> {
         let running = view.running_by_command();
         let of = |command: &str| running.get(command).copied().unwrap_or(0);

@@ -12,7 +12,7 @@ pub struct View<'a> {
     /// not built.
     pub(super) trace: &'a Trace,
     pub(super) now: f64,
-    pub(super) running: Vec<Vec<Running>>,
+    pub(super) running: Vec<Vec<RunningBuild>>,
     /// Whether an output is on a machine, by machine and then by derivation.
     pub(super) there: Vec<Vec<bool>>,
     /// The longest chain of dependents, by derivation.
@@ -24,7 +24,7 @@ pub struct View<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Running {
+pub(super) struct RunningBuild {
     pub(super) id: usize,
     pub(super) since: f64,
 }
@@ -143,7 +143,7 @@ impl View<'_> {
         else {
             return Vec::new();
         };
-        let left = |running: &Running| {
+        let left = |running: &RunningBuild| {
             let expected = self.trace.derivations.get(running.id)?.history_s? / factor;
             // The same estimate as that of sessions.
             Some((running.since + expected - self.now).max(0.0))

@@ -51,7 +51,8 @@ pub fn close_range(first: u32, last: u32) {
 /// the directory.
 ///
 /// # Errors
-/// Returns the error of the system; `ENOSYS` where it cannot do that in one step (Linux before 5.6, macOS).
+/// Returns the error of the system; `ENOSYS` where it cannot do that in one step (Linux before 5.6,
+/// macOS).
 pub fn open_beneath(
     directory: BorrowedFd<'_>,
     path: &str,

@@ -153,7 +153,8 @@ pub fn end_now(code: i32) -> ! {
 /// Changes to another user permanently, without supplementary groups.
 ///
 /// # Errors
-/// Returns the error of the system. The process must then end, because the change may be incomplete.
+/// Returns the error of the system. The process must then end, because the change may be
+/// incomplete.
 pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: the list of groups is empty.
     if unsafe { libc::setgroups(0, std::ptr::null()) } != 0 {

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
-use super::fleet::{Listed, Machines};
-use hookrun_builders::probe::findings::{Finding, examine};
+use super::fleet::{MachineList, Machines};
+use hookrun_builders::probe::findings::{MachineFinding, examine};
 use hookrun_builders::probe::{ProbeResult, Prober, TestBuild};
 use hookrun_builders::slots::reservations;
 use hookrun_nix::exit_code::Exit;
@@ -40,7 +40,7 @@ pub(in crate::cli) struct Args {
 /// One machine, as `--format json` prints it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Checked {
+struct CheckedMachine {
     machine: String,
     /// The time to connect, including the start of a Nix process; none if the machine cannot be
     /// reached.
@@ -54,7 +54,7 @@ struct Checked {
     features: Vec<String>,
     /// One build for each system in the machines file.
     builds: Vec<Build>,
-    findings: Vec<Finding>,
+    findings: Vec<MachineFinding>,
 }
 
 /// A test build.
@@ -67,8 +67,8 @@ struct Build {
     duration_ms: Option<u64>,
 }
 
-impl Checked {
-    fn new(seen: ProbeResult, findings: Vec<Finding>) -> Self {
+impl CheckedMachine {
+    fn new(seen: ProbeResult, findings: Vec<MachineFinding>) -> Self {
         let reached = seen.reached.ok();
         let (system, features) = seen.is.map(|is| (is.system, is.features)).unzip();
         let build = |tried: TestBuild| Build {
@@ -90,7 +90,8 @@ impl Checked {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let Listed { nix, machines } = Listed::find(&args.machines)?.some_or_empty_json(args.format)?;
+    let MachineList { nix, machines } =
+        MachineList::find(&args.machines)?.some_or_empty_json(args.format)?;
     let limits = context.config()?.builders.resources;
     let mut useless = reservations::useless(&limits, &machines);
     let prober = Prober {
@@ -100,15 +101,15 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     };
     let user = uzers::get_current_username()
         .map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
-    let checked: Vec<Checked> = prober
+    let checked: Vec<CheckedMachine> = prober
         .all(&machines)
         .into_iter()
         .map(|seen| {
             let mut findings = examine(&seen, &user);
             let of_it =
                 useless.extract_if(.., |(machine, _)| machine.as_ref() == Some(&seen.machine));
-            findings.extend(of_it.map(|(_, text)| Finding { problem: true, text }));
-            Checked::new(seen, findings)
+            findings.extend(of_it.map(|(_, text)| MachineFinding { problem: true, text }));
+            CheckedMachine::new(seen, findings)
         })
         .collect();
     match args.format {
@@ -123,13 +124,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     Ok(if bad { Exit::Failed } else { Exit::Done })
 }
 
-fn text(checked: &[Checked], colours: bool) -> String {
+fn text(checked: &[CheckedMachine], colours: bool) -> String {
     let mut text = String::new();
-    for Checked { machine, findings, .. } in checked {
+    for CheckedMachine { machine, findings, .. } in checked {
         let bad = findings.iter().any(|finding| finding.problem);
         let (word, style) = if bad { ("wrong", Style::Bad) } else { ("ok   ", Style::Good) };
         let _ = writeln!(text, "{}  {}", styled(word, style, colours), printable(machine));
-        for Finding { problem, text: words } in findings {
+        for MachineFinding { problem, text: words } in findings {
             let mark = if *problem {
                 styled("!", Style::Bad, colours)
             } else {

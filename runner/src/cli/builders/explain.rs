@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
 use super::measured::{self, in_style};
-use hookrun_builders::history::{BuildRow, DecisionRow, RowSelection, Verdict};
+use hookrun_builders::history::{BuildRow, ConsideredMachine, DecisionRow, RowSelection};
 use hookrun_nix::exit_code::Exit;
 
 /// The index of the column after which the bytes to send are shown.
@@ -127,8 +127,16 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
         }
         let mut rows: Vec<Vec<String>> =
             vec![head.iter().map(|head| styled(head, Style::Faint, colours)).collect()];
-        for Verdict { machine, slots, load, speed_factor, missing_bytes, rank, taken, reason } in
-            machines
+        for ConsideredMachine {
+            machine,
+            slots,
+            load,
+            speed_factor,
+            missing_bytes,
+            rank,
+            taken,
+            reason,
+        } in machines
         {
             let style = if *taken { Style::Good } else { Style::Plain };
             let mut row = vec![
@@ -187,11 +195,11 @@ fn text(decision: &DecisionRow, builds: &[BuildRow], colours: bool) -> String {
 mod tests {
     use super::*;
     use hookrun_builders::Candidate;
-    use hookrun_builders::history::{Move, Outcome};
+    use hookrun_builders::history::{BuildOutcome, Move};
 
     #[test]
     fn a_decision_lists_every_machine_with_its_reason() {
-        let verdict = |machine: &str, rank, taken, reason: &str| Verdict {
+        let verdict = |machine: &str, rank, taken, reason: &str| ConsideredMachine {
             machine: machine.to_owned(),
             slots: 4,
             load: 1,
@@ -220,7 +228,7 @@ mod tests {
             answer: "accept".to_owned(),
             machines: vec![
                 verdict("ssh://a", None, false, "its features do not fit"),
-                Verdict {
+                ConsideredMachine {
                     missing_bytes: Some(12 << 20),
                     ..verdict("ssh://b", Some(1), true, "the policy's first choice")
                 },
@@ -241,7 +249,7 @@ mod tests {
             started_ms: None,
             ended_ms: Some(9),
             seconds: Some(20.5),
-            outcome: Some(Outcome::Built),
+            outcome: Some(BuildOutcome::Built),
             detail: None,
             input_bytes: None,
             moves: vec![Move { machine: "ssh://c".to_owned(), why: "it was lost".to_owned() }],

@@ -17,12 +17,12 @@ pub(super) struct Machines {
 }
 
 /// The machines, and the Nix that uses them.
-pub(super) struct Listed {
+pub(super) struct MachineList {
     pub(super) nix: Installed,
     pub(super) machines: Vec<MachineLine>,
 }
 
-impl Listed {
+impl MachineList {
     /// Asks Nix, and reads the file if one is named. Reports lines that cannot be read on standard
     /// error.
     pub(super) fn find(args: &Machines) -> Result<Self, CliError> {
@@ -40,7 +40,7 @@ impl Listed {
         Ok(Self { nix, machines: found.machines })
     }
 
-    /// Like [`Listed::some`], but prints an empty list first for a program that reads JSON.
+    /// Like [`MachineList::some`], but prints an empty list first for a program that reads JSON.
     pub(super) fn some_or_empty_json(self, format: Format) -> Result<Self, CliError> {
         if format == Format::Json && self.machines.is_empty() {
             output::json(&[(); 0])?;

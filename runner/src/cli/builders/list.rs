@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::super::output::{self, Format, Style, printable, styled};
 use super::super::{CliError, Context};
-use super::fleet::{Listed, Machines};
+use super::fleet::{MachineList, Machines};
 use super::measured;
-use hookrun_builders::choice::health::{Standing, standing};
-use hookrun_builders::history::{BuildRow, MachineHealth, Outcome, RowSelection, now_ms};
+use hookrun_builders::choice::health::{Availability, availability};
+use hookrun_builders::history::{BuildOutcome, BuildRow, MachineHealth, RowSelection, now_ms};
 use hookrun_builders::slots::reservations::{Account, ResourceUse};
 use hookrun_builders::slots::slot_files::SlotFiles;
 use hookrun_nix::event::NixDirs;
@@ -70,7 +70,8 @@ struct Row {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let Listed { machines, nix } = Listed::find(&args.machines)?.some_or_empty_json(args.format)?;
+    let MachineList { machines, nix } =
+        MachineList::find(&args.machines)?.some_or_empty_json(args.format)?;
     let slot_files = SlotFiles::below(&state_dir(nix.setting("store")));
     let limits = context.config()?.builders.resources;
     loop {
@@ -133,11 +134,11 @@ fn row(
     lately: &[BuildRow],
     now: u64,
 ) -> Row {
-    let (state, out_ms) = match standing(health, now) {
-        Standing::Out { ms } => ("out", Some(ms)),
-        Standing::Due => ("due", None),
-        Standing::Proven => ("good", None),
-        Standing::Unknown => (
+    let (state, out_ms) = match availability(health, now) {
+        Availability::Out { ms } => ("out", Some(ms)),
+        Availability::Due => ("due", None),
+        Availability::Proven => ("good", None),
+        Availability::Unknown => (
             if health.is_some_and(|health| health.succeeded_ms.is_some()) {
                 "good"
             } else {
@@ -149,7 +150,7 @@ fn row(
     let here: Vec<&BuildRow> = lately.iter().filter(|build| line.uri == build.machine).collect();
     let built: Vec<f64> = here
         .iter()
-        .filter(|build| build.outcome == Some(Outcome::Built))
+        .filter(|build| build.outcome == Some(BuildOutcome::Built))
         .map(|build| build.seconds.unwrap_or(0.0) * 1000.0)
         .collect();
     Row {

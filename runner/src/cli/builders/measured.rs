@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::{CliError, Context};
-use hookrun_builders::choice::health::{Standing, standing};
+use hookrun_builders::choice::health::{Availability, availability};
 use hookrun_builders::history::render::Knowledge;
-use hookrun_builders::history::{BuildRow, Outcome, Record, RowSelection, now_ms};
+use hookrun_builders::history::{BuildOutcome, BuildRow, Record, RowSelection, now_ms};
 
 /// The number of newest builds that are read: enough for weeks, and read in a moment.
 pub(super) const LOOKED_AT: u32 = 5000;
@@ -23,7 +23,7 @@ pub(super) fn knowledge(context: &Context) -> Result<BTreeMap<String, Knowledge>
     let now = now_ms();
     let mut knowledge: BTreeMap<String, Knowledge> = BTreeMap::new();
     for (uri, health) in record.machines().map_err(CliError::environment)? {
-        let out = matches!(standing(Some(&health), now), Standing::Out { .. }).then(|| {
+        let out = matches!(availability(Some(&health), now), Availability::Out { .. }).then(|| {
             health.last_error.clone().unwrap_or_else(|| "it has failed recently".to_owned())
         });
         knowledge.insert(uri, Knowledge { out, ..Knowledge::default() });
@@ -43,7 +43,7 @@ pub(super) fn knowledge(context: &Context) -> Result<BTreeMap<String, Knowledge>
 fn measured(builds: &[BuildRow]) -> BTreeMap<String, (u32, f64)> {
     let mut packages: BTreeMap<(&str, &str), Vec<&BuildRow>> = BTreeMap::new();
     for build in builds.iter().filter(|build| {
-        build.outcome == Some(Outcome::Built) && build.seconds.is_some_and(|s| s > 0.0)
+        build.outcome == Some(BuildOutcome::Built) && build.seconds.is_some_and(|s| s > 0.0)
     }) {
         packages.entry((&build.pname, &build.system)).or_default().push(build);
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::output;
 use super::super::{CliError, Context};
-use super::fleet::{Listed, Machines};
+use super::fleet::{MachineList, Machines};
 use hookrun_builders::history::render::{Knowledge, render};
 use hookrun_nix::exit_code::Exit;
 
@@ -36,7 +36,7 @@ pub(in crate::cli) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
-    let Listed { nix, machines } = Listed::find(&args.machines)?.some()?;
+    let MachineList { nix, machines } = MachineList::find(&args.machines)?.some()?;
     if let (Some(from), Some(to)) = (&args.machines.machines, &args.output)
         && std::fs::canonicalize(from).ok() == std::fs::canonicalize(to).ok()
     {

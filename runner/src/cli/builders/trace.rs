@@ -2,7 +2,7 @@
 //! reads.
 
 use super::super::{CliError, Context, output};
-use super::fleet::{Listed, Machines};
+use super::fleet::{MachineList, Machines};
 use super::measured;
 use hookrun_builders::history::{BuildRow, RowSelection};
 use hookrun_nix::database::Database;
@@ -82,7 +82,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
 }
 
 fn recorded(context: &Context, args: &Args) -> Result<Trace, CliError> {
-    let Listed { machines, .. } = Listed::find(&args.machines)?;
+    let MachineList { machines, .. } = MachineList::find(&args.machines)?;
     let Some(record) = measured::record(context)? else {
         let message = "no build is recorded yet; hookrun's build hook records them (see `hookrun doctor`), or use --generate 1,500,four";
         return Err(CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) });

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use super::daemon_access::DaemonAccess;
 use super::own_hooks::OwnHooks;
 use crate::cli::CliError;
-use hookrun_config::is_away;
+use hookrun_config::is_missing;
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::exit_code::Exit;
 use hookrun_nix::layout;
@@ -47,7 +47,7 @@ pub(in crate::cli) fn hook(dirs: &Dirs, args: &HookArgs) -> Exit {
     command.args(["hook", &args.hook]).args(&args.arguments);
     command.env("HOOKRUN_STATE_DIR", &dirs.state);
     // Without a file, the default applies there too.
-    if !is_away(&dirs.config) {
+    if !is_missing(&dirs.config) {
         command.env("HOOKRUN_CONFIG", &dirs.config);
     }
     // A build hook works for Nix itself, with Nix's slot files and root's keys.

@@ -36,7 +36,7 @@ use self::summary::Summary;
 use super::output::printable;
 use super::{CliError, Context, sync};
 use crate::supervise::supervisor::Supervisor;
-use hookrun_config::{Config, is_away};
+use hookrun_config::{Config, is_missing};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::{NixDirs, now_ms};
 use hookrun_nix::exit_code::Exit;
@@ -363,7 +363,7 @@ impl Workers<'_> {
         }
         self.started = Some(Instant::now());
         let mut arguments: Vec<&OsStr> = vec!["--state-dir".as_ref(), dirs.state.as_os_str()];
-        if !is_away(&dirs.config) {
+        if !is_missing(&dirs.config) {
             arguments.extend(["--config".as_ref(), dirs.config.as_os_str()]);
         }
         arguments.extend(spawn::ARGUMENTS.map(OsStr::new));

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use crate::doctor::Hook;
+use crate::doctor::ConfiguredHook;
 use crate::doctor::gather::hook;
 use hookrun_nix::dirs::{Dirs, SYSTEM_STATE};
 use hookrun_nix::installed::Installed;
@@ -30,16 +30,24 @@ impl OwnHooks {
         Self::of(
             &dirs.state,
             &named("post-build-hook"),
-            &if runs_diff { named("diff-hook") } else { Hook::Unset },
-            &if build_hook { named("build-hook") } else { Hook::Unset },
+            &if runs_diff { named("diff-hook") } else { ConfiguredHook::Unset },
+            &if build_hook { named("build-hook") } else { ConfiguredHook::Unset },
         )
     }
 
-    fn of(state: &Path, post_build: &Hook, diff: &Hook, build_hook: &Hook) -> Self {
+    fn of(
+        state: &Path,
+        post_build: &ConfiguredHook,
+        diff: &ConfiguredHook,
+        build_hook: &ConfiguredHook,
+    ) -> Self {
         let mut own = Self::default();
         own.post_build = own.replaced("post-build-hook", post_build, state);
         own.diff = own.replaced("diff-hook", diff, state);
-        if let Hook::Other(text) | Hook::Hookrun(text) | Hook::Unusable(text, _) = build_hook {
+        if let ConfiguredHook::Other(text)
+        | ConfiguredHook::Hookrun(text)
+        | ConfiguredHook::Unusable(text, _) = build_hook
+        {
             own.notes.push(format!(
                 "build-hook = {text} is not called for this command, because --build-hook takes its place"
             ));
@@ -49,23 +57,23 @@ impl OwnHooks {
 
     /// Returns the program to call as well, if there is one; adds a note about a hook that is
     /// replaced.
-    fn replaced(&mut self, setting: &str, hook: &Hook, state: &Path) -> Option<String> {
+    fn replaced(&mut self, setting: &str, hook: &ConfiguredHook, state: &Path) -> Option<String> {
         match hook {
-            Hook::Unset => None,
-            Hook::Other(text) => {
+            ConfiguredHook::Unset => None,
+            ConfiguredHook::Other(text) => {
                 self.notes.push(format!("{setting} = {text} of your configuration is also called"));
                 Some(text.clone())
             }
             // The hook uses the same queue, so there is nothing to report.
-            Hook::Hookrun(_) if state == Path::new(SYSTEM_STATE) => None,
-            Hook::Hookrun(text) => {
+            ConfiguredHook::Hookrun(_) if state == Path::new(SYSTEM_STATE) => None,
+            ConfiguredHook::Hookrun(text) => {
                 self.notes.push(format!(
                     "{setting} = {text} is not called for this command: its builds go to the queue in {}",
                     state.display()
                 ));
                 None
             }
-            Hook::Unusable(text, why) => {
+            ConfiguredHook::Unusable(text, why) => {
                 self.notes.push(format!(
                     "{setting} = {text} of your configuration is not called for this command: {why}"
                 ));
@@ -81,24 +89,36 @@ mod tests {
 
     #[test]
     fn hooks_of_the_user_are_called_as_well_or_named() {
-        let other = |text: &str| Hook::Other(text.to_owned());
-        let hookrun = Hook::Hookrun("/lib/hookrun-post-build".to_owned());
+        let other = |text: &str| ConfiguredHook::Other(text.to_owned());
+        let hookrun = ConfiguredHook::Hookrun("/lib/hookrun-post-build".to_owned());
         let home = Path::new("/home/a/state");
         assert_eq!(
-            OwnHooks::of(home, &Hook::Unset, &Hook::Unset, &Hook::Unset),
+            OwnHooks::of(
+                home,
+                &ConfiguredHook::Unset,
+                &ConfiguredHook::Unset,
+                &ConfiguredHook::Unset
+            ),
             OwnHooks::default()
         );
         assert_eq!(
-            OwnHooks::of(Path::new(SYSTEM_STATE), &hookrun, &Hook::Unset, &Hook::Unset),
+            OwnHooks::of(
+                Path::new(SYSTEM_STATE),
+                &hookrun,
+                &ConfiguredHook::Unset,
+                &ConfiguredHook::Unset
+            ),
             OwnHooks::default()
         );
         let own =
             OwnHooks::of(home, &other("/own post"), &other("/own-diff"), &other("/own-build"));
         assert_eq!(own.post_build.as_deref(), Some("/own post"));
         assert_eq!(own.diff.as_deref(), Some("/own-diff"));
-        let missing = Hook::Unusable("/gone".to_owned(), "there is no such file".to_owned());
+        let missing =
+            ConfiguredHook::Unusable("/gone".to_owned(), "there is no such file".to_owned());
         let notes =
-            [own.notes, OwnHooks::of(home, &hookrun, &missing, &Hook::Unset).notes].concat();
+            [own.notes, OwnHooks::of(home, &hookrun, &missing, &ConfiguredHook::Unset).notes]
+                .concat();
         insta::assert_snapshot!(notes.join("\n"), @"
         post-build-hook = /own post of your configuration is also called
         diff-hook = /own-diff of your configuration is also called

@@ -6,16 +6,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::demo::Verdict;
+use crate::demo::StepResult;
 use crate::demo::private_nix::PrivateNix;
 use crate::demo::stage::{Stage, ended};
 use hookrun_builders::history::{Record, RowSelection};
 use hookrun_system::process::describe_end;
 
 /// Builds on one of two stores that represent machines, and checks which of them has the path.
-pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+pub(super) fn run(stage: &mut Stage) -> Result<StepResult> {
     if let Some(why) = impossible() {
-        return Ok(Verdict::Impossible(why));
+        return Ok(StepResult::Impossible(why));
     }
     let machines = [("slow", 1.0), ("fast", 4.0)]
         .map(|(name, speed_factor)| (stage.path("builders").join(name), speed_factor));
@@ -30,12 +30,12 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     // `--max-jobs 0` prevents a local build.
     let said = stage.build("parcel", &["--max-jobs", "0", "--builders", &lines.join(" ; ")])?;
     if !said.status.success() {
-        return Ok(Verdict::Broken(format!("`nix-build` {}", ended(said.status))));
+        return Ok(StepResult::Broken(format!("`nix-build` {}", ended(said.status))));
     }
     let path = Path::new(said.stdout.lines().last().unwrap_or_default());
     let [slow, fast] = machines.map(|(store, _)| PrivateNix::path_in_store(&store, path).exists());
     if !fast || slow {
-        return Ok(Verdict::Broken(format!(
+        return Ok(StepResult::Broken(format!(
             "built on the fast machine: {fast}; on the slow one: {slow}"
         )));
     }
@@ -46,14 +46,14 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
         .transpose()
         .context("cannot read the recorded decisions")?;
     match decided.as_deref().and_then(<[_]>::first) {
-        Some(decision) if decision.decided_by == "policy" => Ok(Verdict::Works(
+        Some(decision) if decision.decided_by == "policy" => Ok(StepResult::Works(
             "built on the machine with speed factor 4, as the policy chose, and copied back".into(),
         )),
-        Some(decision) => Ok(Verdict::Broken(format!(
+        Some(decision) => Ok(StepResult::Broken(format!(
             "the decision was made by {}, not by the policy",
             decision.decided_by
         ))),
-        None => Ok(Verdict::Broken(
+        None => Ok(StepResult::Broken(
             "Nix did not call hookrun and chose the machine itself; run `hookrun doctor`"
                 .to_owned(),
         )),

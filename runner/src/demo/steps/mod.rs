@@ -7,14 +7,14 @@ mod upload;
 
 use anyhow::Result;
 
-use super::Verdict;
+use super::StepResult;
 use super::stage::Stage;
 
 pub(super) struct Step {
     /// The title, which says what the step shows.
     pub(super) title: &'static str,
     /// Runs the step. An error means that the step failed.
-    pub(super) run: fn(&mut Stage) -> Result<Verdict>,
+    pub(super) run: fn(&mut Stage) -> Result<StepResult>,
 }
 
 /// All steps, in order.

@@ -5,15 +5,15 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::demo::Verdict;
+use crate::demo::StepResult;
 use crate::demo::stage::{Stage, ended};
 
 /// Builds twice, waits for the worker, and prints the mail.
-pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+pub(super) fn run(stage: &mut Stage) -> Result<StepResult> {
     if !rustix::process::geteuid().is_root() {
         // Before Nix starts a diff-hook, it drops supplementary groups, which needs root
         // (libutil/util.cc, runProgram2).
-        return Ok(Verdict::Impossible(
+        return Ok(StepResult::Impossible(
             "a Nix that does not run as root cannot start a diff-hook (`setgroups failed: Operation not permitted`); run the demo \
              as root, or use a Nix with a daemon"
                 .into(),
@@ -21,11 +21,11 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     }
     let first = stage.build("dice", &[])?;
     if !first.status.success() {
-        return Ok(Verdict::Broken(format!("`nix-build` {}", ended(first.status))));
+        return Ok(StepResult::Broken(format!("`nix-build` {}", ended(first.status))));
     }
     let second = stage.build("dice", &["--check"])?;
     if second.status.success() || !second.stderr.contains("may not be deterministic") {
-        return Ok(Verdict::Broken(
+        return Ok(StepResult::Broken(
             "Nix did not report that the derivation may not be deterministic".into(),
         ));
     }
@@ -40,7 +40,7 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     // The HTML part has the same contents.
     stage.show.file(message.split("Content-Type: text/html").next().unwrap_or(&message));
     stage.show.plain("(and an HTML part)");
-    Ok(Verdict::Works(format!(
+    Ok(StepResult::Works(format!(
         "a mail is in {}; the result of Nix is unchanged",
         maildir.display()
     )))

@@ -3,14 +3,14 @@
 
 use anyhow::Result;
 
-use crate::demo::Verdict;
+use crate::demo::StepResult;
 use crate::demo::private_nix::PrivateNix;
 use crate::demo::stage::{CommandOutput, Stage, ended};
 
 /// Substitutes twice: with an unrelated key, then with the right one.
-pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+pub(super) fn run(stage: &mut Stage) -> Result<StepResult> {
     let Some(path) = stage.uploaded.clone() else {
-        return Ok(Verdict::Broken("step 1 uploaded no path".into()));
+        return Ok(StepResult::Broken("step 1 uploaded no path".into()));
     };
     let (_, stranger) = stage.nix.generate_key(&stage.path("keys"), "stranger-1")?;
     let second = stage.path("second");
@@ -27,19 +27,21 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
     let here = PrivateNix::path_in_store(&second, &path);
     let refused = realise(&stranger)?;
     if refused.status.success() || here.exists() {
-        return Ok(Verdict::Broken("Nix accepted the path with a key that did not sign it".into()));
+        return Ok(StepResult::Broken(
+            "Nix accepted the path with a key that did not sign it".into(),
+        ));
     }
     let taken = realise(&stage.public_key)?;
     if !taken.status.success() {
-        return Ok(Verdict::Broken(format!("`nix-store --realise` {}", ended(taken.status))));
+        return Ok(StepResult::Broken(format!("`nix-store --realise` {}", ended(taken.status))));
     }
     let (original, copy) = (std::fs::read(&path)?, std::fs::read(&here)?);
     if original != copy {
-        return Ok(Verdict::Broken(format!("{} and {} differ", path.display(), here.display())));
+        return Ok(StepResult::Broken(format!("{} and {} differ", path.display(), here.display())));
     }
     stage.show.command(&format!("cat {}", here.display()));
     stage.show.file(&String::from_utf8_lossy(&copy));
-    Ok(Verdict::Works(
+    Ok(StepResult::Works(
         "refused with an unrelated key, accepted with the right one, and the contents are the same"
             .into(),
     ))

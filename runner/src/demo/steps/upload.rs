@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::demo::Verdict;
+use crate::demo::StepResult;
 use crate::demo::stage::{Stage, ended};
 
 /// Builds, waits for the worker, and looks for signed narinfos in the cache.
-pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
+pub(super) fn run(stage: &mut Stage) -> Result<StepResult> {
     let said = stage.build("letter", &[])?;
     if !said.status.success() {
-        return Ok(Verdict::Broken(format!("`nix-build` {}", ended(said.status))));
+        return Ok(StepResult::Broken(format!("`nix-build` {}", ended(said.status))));
     }
     let letter = PathBuf::from(said.stdout.lines().last().unwrap_or_default());
     stage.drain()?;
@@ -20,16 +20,19 @@ pub(super) fn run(stage: &mut Stage) -> Result<Verdict> {
 
     let narinfo = stage.cache().join(format!("{}.narinfo", hash_part(&letter)));
     let Ok(text) = std::fs::read_to_string(&narinfo) else {
-        return Ok(Verdict::Broken(format!("{} does not exist", narinfo.display())));
+        return Ok(StepResult::Broken(format!("{} does not exist", narinfo.display())));
     };
     stage.show.command(&format!("cat {}", narinfo.display()));
     stage.show.file(&text);
     let key = stage.public_key.split(':').next().unwrap_or_default();
     if !text.lines().any(|line| line.starts_with(&format!("Sig: {key}:"))) {
-        return Ok(Verdict::Broken(format!("{} has no signature of {key}", narinfo.display())));
+        return Ok(StepResult::Broken(format!("{} has no signature of {key}", narinfo.display())));
     }
     stage.uploaded = Some(letter);
-    Ok(Verdict::Works(format!("both outputs are in {}, signed by {key}", stage.cache().display())))
+    Ok(StepResult::Works(format!(
+        "both outputs are in {}, signed by {key}",
+        stage.cache().display()
+    )))
 }
 
 /// Returns the hash part of a store path, which is the name of its narinfo in a binary cache.

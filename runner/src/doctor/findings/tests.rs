@@ -5,11 +5,11 @@ use hookrun_queue::worker::{Running, WorkerState};
 
 const DIRECTORY: &str = "/usr/lib/hookrun";
 
-fn nix(says: &str) -> NixFacts {
-    let (flavour, version) = hookrun_nix::installed::identify(says).unwrap();
-    let link = |name: &str| Hook::Hookrun(format!("{DIRECTORY}/{name}"));
+fn nix(version_output: &str) -> NixFacts {
+    let (flavour, version) = hookrun_nix::installed::identify(version_output).unwrap();
+    let link = |name: &str| ConfiguredHook::Hookrun(format!("{DIRECTORY}/{name}"));
     NixFacts {
-        says: says.to_owned(),
+        version_output: version_output.to_owned(),
         flavour,
         version,
         post_build_hook: link("hookrun-post-build"),
@@ -86,7 +86,10 @@ fn a_correct_installation_has_no_problems() {
 
 #[test]
 fn quirks_of_each_nix_version_are_reported() {
-    let unset = |says: &str| NixFacts { build_hook: Hook::Unset, ..nix(says) };
+    let unset = |version_output: &str| NixFacts {
+        build_hook: ConfiguredHook::Unset,
+        ..nix(version_output)
+    };
     let lines = [
         ("2.8.0", bad(&facts(nix("nix (Nix) 2.8.0")))),
         ("2.26, line in nix.conf", bad(&facts(unset("nix (Nix) 2.26.3")))),
@@ -116,18 +119,18 @@ fn quirks_of_each_nix_version_are_reported() {
 #[test]
 fn missing_settings_are_reported_with_the_line_to_write() {
     let bare = NixFacts {
-        post_build_hook: Hook::Unset,
-        diff_hook: Hook::Unset,
+        post_build_hook: ConfiguredHook::Unset,
+        diff_hook: ConfiguredHook::Unset,
         run_diff_hook: false,
-        build_hook: Hook::Unset,
+        build_hook: ConfiguredHook::Unset,
         machines: 0,
         build_users: Some(("nixbld".to_owned(), Some(0))),
         ..nix("nix (Nix) 2.34.8")
     };
     let half = NixFacts {
-        post_build_hook: Hook::Other("/etc/nix/upload.sh".to_owned()),
+        post_build_hook: ConfiguredHook::Other("/etc/nix/upload.sh".to_owned()),
         run_diff_hook: false,
-        build_hook: Hook::Unusable(
+        build_hook: ConfiguredHook::Unusable(
             "/usr/lib/hookrun-build-hook".to_owned(),
             "there is no such file".to_owned(),
         ),
@@ -139,7 +142,7 @@ fn missing_settings_are_reported_with_the_line_to_write() {
         ..nix("nix (Nix) 2.34.8")
     };
     let odd = NixFacts {
-        diff_hook: Hook::Unset,
+        diff_hook: ConfiguredHook::Unset,
         machines: 0,
         build_users: None,
         ..nix("nix (Nix) 2.18.1")

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::choice::drv_attributes::described;
-use crate::choice::pool::{Pool, Present, Standings};
+use crate::choice::pool::{Availabilities, Pool, Present};
 use crate::history::History;
 use crate::history::now_ms;
 use crate::protocol::request::Request;
@@ -38,7 +38,7 @@ pub(crate) struct OpenCandidate<'r> {
     /// Whether a local build would start immediately.
     pub(crate) begins_here: bool,
     pub(crate) waiting: Waiting,
-    pub(crate) standings: Standings,
+    pub(crate) availabilities: Availabilities,
     /// Its inputs, and the machines that have them.
     pub(crate) present: Present,
     /// The file that Nix keeps locked while it builds the derivation.
@@ -97,7 +97,7 @@ impl<'r> OpenCandidate<'r> {
         };
         let fitting = pool.fitting(&candidate);
         let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
-        let standings = Standings::of(lines, history);
+        let availabilities = Availabilities::of(lines, history);
         // Nothing has to be sent to a machine that fetches inputs from its own substituters.
         let can_tell = !pool.settings.builders_use_substitutes() && fitting.len() <= MOST_COMPARED;
         let inputs = inputs.filter(|_| can_tell).unwrap_or_default();
@@ -110,7 +110,7 @@ impl<'r> OpenCandidate<'r> {
             local,
             begins_here,
             waiting,
-            standings,
+            availabilities,
             present,
             lock,
             skipped: BTreeMap::new(),

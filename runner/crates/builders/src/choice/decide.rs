@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::choice::candidate::OpenCandidate;
 use crate::choice::explanation::Explanation;
-use crate::choice::health::Standing;
+use crate::choice::health::Availability;
 use crate::choice::policy::StockRule;
 use crate::choice::policy_thread::PolicyThread;
 use crate::choice::pool::{Decided, DecidedBy, Offered, Pool, wanted};
@@ -159,9 +159,10 @@ impl Decider<'_> {
             return ControlFlow::Break(self.record(case, decided, None, Vec::new(), answer));
         }
         let past = self.history.past(&case.candidate.pname, &case.candidate.system);
-        let OpenCandidate { candidate, standings, present, .. } = &case;
+        let OpenCandidate { candidate, availabilities, present, .. } = &case;
         let builders = self.history.directory();
-        let offered = self.pool.offered(candidate, &fitting, standings, &past, present, builders);
+        let offered =
+            self.pool.offered(candidate, &fitting, availabilities, &past, present, builders);
         if offered.machines.iter().all(|machine| !machine.healthy) && case.local.able {
             return ControlFlow::Break(self.all_out(case, offered, pending));
         }
@@ -214,7 +215,7 @@ impl Decider<'_> {
         pending: &mut Pending<'_, W>,
     ) -> ControlFlow<Answer, OpenCandidate<'r>> {
         let rule = StockRule { division: self.pool.settings.division() };
-        let ranking = Ranking::of(chosen, &offered.machines, &case.standings, rule);
+        let ranking = Ranking::of(chosen, &offered.machines, &case.availabilities, rule);
         let mut failover = Failover::to(ranking);
         let ranked = failover.next().to_vec();
         let name = case.candidate.name.clone();
@@ -271,7 +272,7 @@ impl Decider<'_> {
             candidate: case.candidate.clone(),
             failover,
             first,
-            probe: case.standings.take_probe(&name),
+            probe: case.availabilities.take_probe(&name),
             waiting: case.waiting.clone(),
             ask_again: decided.decision.ask_again_ms.map(Duration::from_millis),
             name,
@@ -383,7 +384,7 @@ impl Decider<'_> {
         pending: &mut Pending<'_, W>,
     ) -> Answer {
         let soonest = case
-            .standings
+            .availabilities
             .soonest_seconds(offered.machines.iter().map(|machine| machine.uri.as_str()))
             .unwrap_or(0);
         let reason = format!(
@@ -413,7 +414,8 @@ impl Decider<'_> {
         answer: Answer,
     ) -> Answer {
         let command = self.queue.command().to_string();
-        let OpenCandidate { candidate, local, begins_here, lock, standings, skipped, .. } = case;
+        let OpenCandidate { candidate, local, begins_here, lock, availabilities, skipped, .. } =
+            case;
         let is_declined = matches!(answer, Answer::Declined(_));
         if is_declined && local.able {
             local_builds::left(self.history, &candidate, command.clone(), lock, begins_here);
@@ -426,7 +428,7 @@ impl Decider<'_> {
             skipped,
             ranked,
             taken: answer.taken(),
-            ..Explanation::now(command, candidate, decided, standings, &answer.text())
+            ..Explanation::now(command, candidate, decided, availabilities, &answer.text())
         };
         self.history.decided(Box::new(move || explanation.row()));
         if is_declined && !local.able {
@@ -534,10 +536,10 @@ impl<W: Write> BeforeAccept<'_, '_, '_, W> {
     /// Returns whether nothing is lost by accepting before connecting.
     fn is_early(&self, machine: &str, hold: &Allocation, failover: &Failover) -> bool {
         let others = failover.groups().flatten().any(|uri| uri != machine);
-        let OpenCandidate { local, standings, .. } = &*self.case;
+        let OpenCandidate { local, availabilities, .. } = &*self.case;
         self.early_accept
             && hold.slot.is_some()
-            && is_safe(local.able, standings.standing(machine), others)
+            && is_safe(local.able, availabilities.availability(machine), others)
     }
 }
 
@@ -551,11 +553,11 @@ fn joined(uris: &[String], with: &str) -> String {
 ///
 /// A build that this machine can do is never accepted early, not even if the machine has just
 /// answered: if all machines failed then, Nix would no longer build it here.
-const fn is_safe(able: bool, standing: Standing, others: bool) -> bool {
-    match standing {
+const fn is_safe(able: bool, availability: Availability, others: bool) -> bool {
+    match availability {
         // Without another way to build it, a machine that does not answer fails it in any case.
-        Standing::Proven | Standing::Unknown => !able,
-        Standing::Due | Standing::Out { .. } => !able && others,
+        Availability::Proven | Availability::Unknown => !able,
+        Availability::Due | Availability::Out { .. } => !able && others,
     }
 }
 
@@ -565,19 +567,23 @@ mod tests {
 
     #[test]
     fn only_builds_that_this_machine_cannot_do_are_accepted_early() {
-        let out = Standing::Out { ms: 1 };
-        for (able, standing, others, safe) in [
-            (true, Standing::Proven, true, false),
-            (true, Standing::Unknown, true, false),
-            (true, Standing::Due, true, false),
-            (false, Standing::Proven, false, true),
-            (false, Standing::Unknown, false, true),
-            (false, Standing::Due, false, false),
-            (false, Standing::Due, true, true),
+        let out = Availability::Out { ms: 1 };
+        for (able, availability, others, safe) in [
+            (true, Availability::Proven, true, false),
+            (true, Availability::Unknown, true, false),
+            (true, Availability::Due, true, false),
+            (false, Availability::Proven, false, true),
+            (false, Availability::Unknown, false, true),
+            (false, Availability::Due, false, false),
+            (false, Availability::Due, true, true),
             (false, out, true, true),
             (false, out, false, false),
         ] {
-            assert_eq!(is_safe(able, standing, others), safe, "{able} {standing:?} {others}");
+            assert_eq!(
+                is_safe(able, availability, others),
+                safe,
+                "{able} {availability:?} {others}"
+            );
         }
     }
 }

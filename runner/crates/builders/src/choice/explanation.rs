@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::choice::pool::{Decided, Offered, Standings};
-use crate::history::{DecisionRow, Verdict, now_ms};
+use crate::choice::pool::{Availabilities, Decided, Offered};
+use crate::history::{ConsideredMachine, DecisionRow, now_ms};
 use hookrun_config::Resources;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::{Candidate, Machine};
@@ -23,7 +23,7 @@ pub(crate) struct Explanation {
     pub(crate) limits: Resources,
     /// The machines that were offered; none if neither a policy nor a rule was asked.
     pub(crate) offered: Option<Offered>,
-    pub(crate) standings: Standings,
+    pub(crate) availabilities: Availabilities,
     /// Machines that did not take the build, with the reason.
     pub(crate) skipped: BTreeMap<String, String>,
     pub(crate) decided: Decided,
@@ -42,7 +42,7 @@ impl Explanation {
         command: String,
         candidate: Candidate,
         decided: Decided,
-        standings: Standings,
+        availabilities: Availabilities,
         answer: &str,
     ) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Explanation {
             machines: Arc::default(),
             limits: Resources::default(),
             offered: None,
-            standings,
+            availabilities,
             skipped: BTreeMap::new(),
             decided,
             ranked: Vec::new(),
@@ -81,8 +81,8 @@ impl Explanation {
     }
 
     /// Returns all machines with the reason why each was or was not taken.
-    fn verdicts(&self) -> Vec<Verdict> {
-        let Self { candidate, limits, standings, skipped, taken, .. } = self;
+    fn verdicts(&self) -> Vec<ConsideredMachine> {
+        let Self { candidate, limits, availabilities, skipped, taken, .. } = self;
         let machines = self.offered.iter().flat_map(|offered| offered.machines.iter()).rev();
         let seen: HashMap<&str, &Machine> =
             machines.map(|machine| (machine.uri.as_str(), machine)).collect();
@@ -110,7 +110,7 @@ impl Explanation {
                     skipped.get(line.uri.as_str()).cloned().unwrap_or_default()
                 }
                 _ if is_taken => "taken".to_owned(),
-                _ if !standings.is_usable(&line.uri) => standings.why_not(&line.uri),
+                _ if !availabilities.is_usable(&line.uri) => availabilities.why_not(&line.uri),
                 _ if let Some((left, _)) = short(line) => left.why(),
                 (Some(machine), Some(_)) if !machine.has_free_slot() => "full".to_owned(),
                 (_, Some(_)) => "another machine was better or had a free slot first".to_owned(),
@@ -119,7 +119,7 @@ impl Explanation {
                 }
                 (_, None) => "not chosen".to_owned(),
             };
-            Verdict {
+            ConsideredMachine {
                 machine: line.uri.clone(),
                 slots: line.max_jobs,
                 load: short(line)

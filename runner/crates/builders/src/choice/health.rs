@@ -29,7 +29,7 @@ const PROBES: &str = "probes";
 
 /// The state of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Availability {
     /// It answered recently.
     Proven,
     /// The machine is unknown, or its last answer is old.
@@ -44,20 +44,20 @@ pub enum Standing {
 }
 
 /// Returns the state of a machine at `now_ms`.
-pub fn standing(health: Option<&MachineHealth>, now_ms: u64) -> Standing {
-    let Some(health) = health else { return Standing::Unknown };
+pub fn availability(health: Option<&MachineHealth>, now_ms: u64) -> Availability {
+    let Some(health) = health else { return Availability::Unknown };
     match (health.failures, health.retry_ms, health.succeeded_ms) {
         (1.., Some(retry), _) if retry > now_ms => {
             // A clock that was set back must not keep a machine out for ever.
             let longest = millis(LONGEST_OUT.mul_f64(1.0 + JITTER));
             let ms = retry - now_ms;
-            if ms > longest { Standing::Due } else { Standing::Out { ms } }
+            if ms > longest { Availability::Due } else { Availability::Out { ms } }
         }
-        (1.., _, _) => Standing::Due,
+        (1.., _, _) => Availability::Due,
         (0, _, Some(succeeded)) if now_ms.saturating_sub(succeeded) <= millis(PROVEN_FOR) => {
-            Standing::Proven
+            Availability::Proven
         }
-        (0, _, _) => Standing::Unknown,
+        (0, _, _) => Availability::Unknown,
     }
 }
 
@@ -106,14 +106,18 @@ mod tests {
 
     #[test]
     fn a_failed_machine_is_out_then_due_then_proven() {
-        let at = |health: &MachineHealth| standing(Some(health), 1_000_000);
-        assert_eq!(standing(None, 1), Standing::Unknown);
-        assert_eq!(at(&health(0, None, None)), Standing::Unknown);
-        assert_eq!(at(&health(0, None, Some(999_999))), Standing::Proven);
-        assert_eq!(at(&health(0, None, Some(1_000_000 - 91_000))), Standing::Unknown);
-        assert_eq!(at(&health(1, Some(1_000_010), Some(999_999))), Standing::Out { ms: 10 });
-        assert_eq!(at(&health(1, Some(1_000_000), None)), Standing::Due);
-        assert_eq!(at(&health(3, Some(u64::MAX), None)), Standing::Due, "the clock was set back");
+        let at = |health: &MachineHealth| availability(Some(health), 1_000_000);
+        assert_eq!(availability(None, 1), Availability::Unknown);
+        assert_eq!(at(&health(0, None, None)), Availability::Unknown);
+        assert_eq!(at(&health(0, None, Some(999_999))), Availability::Proven);
+        assert_eq!(at(&health(0, None, Some(1_000_000 - 91_000))), Availability::Unknown);
+        assert_eq!(at(&health(1, Some(1_000_010), Some(999_999))), Availability::Out { ms: 10 });
+        assert_eq!(at(&health(1, Some(1_000_000), None)), Availability::Due);
+        assert_eq!(
+            at(&health(3, Some(u64::MAX), None)),
+            Availability::Due,
+            "the clock was set back"
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 pub type PolicyFactory = Arc<dyn Fn() -> Result<Box<dyn Policy>, PolicyError> + Send + Sync>;
 
 type Question = (Candidate, Arc<[Machine]>, LocalMachine);
-type Answer = Result<Decision, PolicyError>;
+type PolicyAnswer = Result<Decision, PolicyError>;
 
 /// A policy with the thread that it runs on.
 pub struct PolicyThread {
@@ -28,7 +28,7 @@ pub struct PolicyThread {
 
 enum State {
     Stopped,
-    Running(Sender<Question>, Receiver<Answer>),
+    Running(Sender<Question>, Receiver<PolicyAnswer>),
     Broken(PolicyError),
 }
 
@@ -70,8 +70,8 @@ impl PolicyThread {
         match answer {
             Ok(Err(
                 error @ (PolicyError::Unavailable(_)
-                | PolicyError::Unready(_)
-                | PolicyError::Nobody),
+                | PolicyError::NotReady(_)
+                | PolicyError::NoPolicy),
             )) => {
                 self.state = State::Broken(error.clone());
                 Err(error)
@@ -96,13 +96,13 @@ fn gone() -> PolicyError {
 
 fn start(factory: PolicyFactory) -> State {
     let (questions, asked) = mpsc::channel::<Question>();
-    let (answer, answers) = mpsc::channel::<Answer>();
+    let (answer, answers) = mpsc::channel::<PolicyAnswer>();
     let body = move || {
         let policy = match factory() {
             Ok(policy) => policy,
             Err(error) => {
                 let error = match error {
-                    PolicyError::Unready(_) | PolicyError::Nobody => error,
+                    PolicyError::NotReady(_) | PolicyError::NoPolicy => error,
                     error => PolicyError::Unavailable(error.to_string()),
                 };
                 let _ = answer.send(Err(error));
@@ -128,21 +128,21 @@ mod tests {
     use super::*;
     use crate::StockRule;
 
-    struct Odd(fn() -> Answer);
+    struct Odd(fn() -> PolicyAnswer);
     impl Policy for Odd {
-        fn select(&self, _: &Candidate, _: &[Machine], _: &LocalMachine) -> Answer {
+        fn select(&self, _: &Candidate, _: &[Machine], _: &LocalMachine) -> PolicyAnswer {
             (self.0)()
         }
     }
 
-    fn ask(thread: &mut PolicyThread) -> Answer {
+    fn ask(thread: &mut PolicyThread) -> PolicyAnswer {
         let candidate =
             crate::protocol::request::Request::of("a", "x86_64-linux", &[], true).candidate();
         let machine = Machine { uri: "ssh://m".into(), ..Machine::default() };
         thread.ask(&candidate, &[machine].into(), &LocalMachine::default())
     }
 
-    fn odd(select: fn() -> Answer, deadline: Duration) -> PolicyThread {
+    fn odd(select: fn() -> PolicyAnswer, deadline: Duration) -> PolicyThread {
         PolicyThread::new(Arc::new(move || Ok(Box::new(Odd(select)) as Box<dyn Policy>)), deadline)
     }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::choice::health::{Probe, Standing, standing};
+use crate::choice::health::{Availability, Probe, availability};
 use crate::choice::policy::StockRule;
 use crate::choice::policy_thread::PolicyThread;
 use crate::history::History;
@@ -77,17 +77,17 @@ pub(crate) struct Offered {
 
 /// The health of machines for one candidate.
 #[derive(Debug)]
-pub(crate) struct Standings {
+pub(crate) struct Availabilities {
     health: BTreeMap<String, MachineHealth>,
     /// Machines of which nothing is known are missing.
-    by_uri: HashMap<String, Standing>,
+    by_uri: HashMap<String, Availability>,
     /// The right to try machines that are due, kept until the result is known. `None`: it was taken
-    /// by [`Standings::take_probe`].
+    /// by [`Availabilities::take_probe`].
     probes: BTreeMap<String, Option<Probe>>,
 }
 
-impl Standings {
-    /// Reads the current standings of `machines`.
+impl Availabilities {
+    /// Reads the availability of `machines`.
     pub(crate) fn of<'a>(
         machines: impl Iterator<Item = &'a MachineLine>,
         history: &mut History,
@@ -98,8 +98,8 @@ impl Standings {
         for line in machines {
             // There may be thousands of machines, and most of them are unknown.
             let Some(known) = health.get(line.uri.as_str()) else { continue };
-            let found = standing(Some(known), now);
-            if found == Standing::Due
+            let found = availability(Some(known), now);
+            if found == Availability::Due
                 && let Some(probe) = Probe::take(history.directory(), &line.uri)
             {
                 probes.insert(line.uri.clone(), Some(probe));
@@ -109,16 +109,16 @@ impl Standings {
         Self { health, by_uri, probes }
     }
 
-    pub(crate) fn standing(&self, uri: &str) -> Standing {
-        self.by_uri.get(uri).copied().unwrap_or(Standing::Unknown)
+    pub(crate) fn availability(&self, uri: &str) -> Availability {
+        self.by_uri.get(uri).copied().unwrap_or(Availability::Unknown)
     }
 
     /// Returns whether this session may use the machine.
     pub(crate) fn is_usable(&self, uri: &str) -> bool {
-        match self.standing(uri) {
-            Standing::Proven | Standing::Unknown => true,
-            Standing::Due => self.probes.contains_key(uri),
-            Standing::Out { .. } => false,
+        match self.availability(uri) {
+            Availability::Proven | Availability::Unknown => true,
+            Availability::Due => self.probes.contains_key(uri),
+            Availability::Out { .. } => false,
         }
     }
 
@@ -129,9 +129,9 @@ impl Standings {
 
     /// Returns the number of seconds until the first of `uris` is tried again.
     pub(crate) fn soonest_seconds<'a>(&self, uris: impl Iterator<Item = &'a str>) -> Option<u64> {
-        let out = uris.filter_map(|uri| match self.standing(uri) {
-            Standing::Out { ms } => Some(ms.div_ceil(1000)),
-            Standing::Proven | Standing::Unknown | Standing::Due => None,
+        let out = uris.filter_map(|uri| match self.availability(uri) {
+            Availability::Out { ms } => Some(ms.div_ceil(1000)),
+            Availability::Proven | Availability::Unknown | Availability::Due => None,
         });
         out.min()
     }
@@ -140,8 +140,8 @@ impl Standings {
     pub(crate) fn why_not(&self, uri: &str) -> String {
         let Some(health) = self.health.get(uri) else { return "out".to_owned() };
         let why = health.last_error.as_deref().unwrap_or("the reason is not known");
-        match self.standing(uri) {
-            Standing::Out { ms } => {
+        match self.availability(uri) {
+            Availability::Out { ms } => {
                 format!(
                     "out for {} more s after {} failures in a row: {why}",
                     ms.div_ceil(1000),
@@ -214,7 +214,7 @@ impl Pool {
         &self,
         candidate: &Candidate,
         fitting: &[usize],
-        standings: &Standings,
+        availabilities: &Availabilities,
         past: &Past,
         present: &Present,
         builders: &Path,
@@ -228,7 +228,7 @@ impl Pool {
             self.slot_files.loads(lines.iter().map(|line| (line.uri.as_str(), line.max_jobs)));
         let mut busy = busy_seconds(builders);
         let machine = |(line, load): (&MachineLine, u32)| {
-            let health = standings.health.get(line.uri.as_str());
+            let health = availabilities.health.get(line.uri.as_str());
             let load = match account.short(&line.uri, &takes) {
                 Some(left) if load < line.max_jobs => {
                     short.insert(line.uri.clone(), (left, load));
@@ -243,7 +243,7 @@ impl Pool {
                 speed_factor: line.speed_factor,
                 supported_features: line.supported_features.clone(),
                 mandatory_features: line.mandatory_features.clone(),
-                healthy: standings.is_usable(&line.uri),
+                healthy: availabilities.is_usable(&line.uri),
                 connect_ms: health.and_then(|health| health.connect_ms),
                 past: past.machines.get(line.uri.as_str()).copied(),
                 busy_seconds: busy.remove(&line.uri).unwrap_or_default(),
@@ -270,9 +270,9 @@ impl Pool {
             Some(Ok(decision)) => {
                 return (Decided { decided_by: DecidedBy::Policy, decision }, None);
             }
-            Some(Err(PolicyError::Nobody)) | None => DecidedBy::StockRule(None),
+            Some(Err(PolicyError::NoPolicy)) | None => DecidedBy::StockRule(None),
             Some(Err(error)) => {
-                let is_news = !matches!(error, PolicyError::Unready(_))
+                let is_news = !matches!(error, PolicyError::NotReady(_))
                     && !std::mem::replace(&mut self.told, true);
                 tell = is_news.then(|| failed_policy(&error));
                 DecidedBy::StockRule(Some(error))

@@ -27,7 +27,8 @@ pub use local_builds::LocalBuild;
 pub use read::RowSelection;
 pub use record::{BUILDS_KEPT, DECISIONS_KEPT, KEPT_FOR, Record, RecordError};
 pub use rows::{
-    BuildRow, DecisionRow, MachineHealth, Move, NewBuild, Outcome, Past, Verdict, now_ms,
+    BuildOutcome, BuildRow, ConsideredMachine, DecisionRow, MachineHealth, Move, NewBuild, Past,
+    now_ms,
 };
 pub use write::BuildEnd;
 

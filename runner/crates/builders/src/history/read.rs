@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Row, params};
 
-use super::rows::{BuildRow, DecisionRow, MachineHealth, Outcome, Past};
+use super::rows::{BuildOutcome, BuildRow, DecisionRow, MachineHealth, Past};
 use super::{Record, RecordError};
 use crate::slots::sessions::Command;
 use hookrun_nix::selection::PastBuilds;
@@ -113,14 +113,17 @@ fn conditions(selection: RowSelection<'_>) -> (&'static str, i64, &str) {
 fn build(row: &Row<'_>) -> Result<BuildRow, rusqlite::Error> {
     let outcome: Option<String> = row.get(13)?;
     let outcome =
-        outcome.and_then(|word| Outcome::ALL.into_iter().find(|known| known.as_str() == word));
+        outcome.and_then(|word| BuildOutcome::ALL.into_iter().find(|known| known.as_str() == word));
     let moves: String = row.get(16)?;
     let features: Option<String> = row.get(17)?;
     let command: String = row.get(5)?;
     // A killed session has written no outcome. No session outlives its Nix.
     let killed = outcome.is_none() && Command::is_gone(&command);
-    let (outcome, why) =
-        if killed { (Some(Outcome::Abandoned), Some(KILLED.to_owned())) } else { (outcome, None) };
+    let (outcome, why) = if killed {
+        (Some(BuildOutcome::Abandoned), Some(KILLED.to_owned()))
+    } else {
+        (outcome, None)
+    };
     Ok(BuildRow {
         id: row.get(0)?,
         drv_path: row.get(1)?,

@@ -37,7 +37,7 @@ pub struct MachineHealth {
 /// The outcome of a delegated build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum BuildOutcome {
     /// The outputs are on this machine.
     Built,
     /// The build itself failed, or ended in a way that is not understood.
@@ -48,7 +48,7 @@ pub enum Outcome {
     Abandoned,
 }
 
-impl Outcome {
+impl BuildOutcome {
     /// All variants.
     pub const ALL: [Self; 4] = [Self::Built, Self::Failed, Self::Lost, Self::Abandoned];
 
@@ -117,7 +117,7 @@ pub struct BuildRow {
     /// The duration of the build in seconds, without copies.
     pub seconds: Option<f64>,
     /// The outcome.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<BuildOutcome>,
     /// The reason, if it did not succeed.
     pub detail: Option<String>,
     /// The size of the closure of its inputs, in bytes.
@@ -137,7 +137,7 @@ pub struct Past {
 
 /// One machine in a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct ConsideredMachine {
     /// The store URI.
     pub machine: String,
     /// The number of slots.
@@ -177,5 +177,5 @@ pub struct DecisionRow {
     /// The answer to Nix: `accept`, `decline` or `postpone`, with details.
     pub answer: String,
     /// All machines, in the order of the setting `builders`.
-    pub machines: Vec<Verdict>,
+    pub machines: Vec<ConsideredMachine>,
 }

@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
-use super::rows::{DecisionRow, MachineHealth, Move, NewBuild, Outcome};
+use super::rows::{BuildOutcome, DecisionRow, MachineHealth, Move, NewBuild};
 use super::{BUILDS_KEPT, DECISIONS_KEPT, KEPT_FOR, Record, RecordError};
 
 /// The number of builds after which old rows are deleted.
@@ -30,7 +30,7 @@ pub struct BuildEnd<'a> {
     /// The duration of the build in seconds, without copies.
     pub seconds: Option<f64>,
     /// The outcome.
-    pub outcome: Outcome,
+    pub outcome: BuildOutcome,
     /// The reason, if it did not succeed.
     pub detail: Option<&'a str>,
     /// The size of the inputs.
@@ -184,7 +184,7 @@ impl Record {
     pub fn abandon(&self, id: i64, detail: &str, now_ms: u64) -> Result<(), RecordError> {
         self.execute(
             "update builds set ended_ms = ?2, outcome = ?3, detail = ?4 where id = ?1 and outcome is null",
-            params![id, signed(now_ms), Outcome::Abandoned.as_str(), detail],
+            params![id, signed(now_ms), BuildOutcome::Abandoned.as_str(), detail],
         )
     }
 

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::understand::BuildFailure;
-use super::{Is, ProbeResult, Reached, TestBuild};
+use super::{MachineFacts, ProbeResult, Reached, TestBuild};
 
 /// The time in milliseconds from which on a connection is reported as slow, because Nix is blocked
 /// for each derivation.
@@ -12,7 +12,7 @@ const SLOW_MS: u64 = 2000;
 
 /// A statement about a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct MachineFinding {
     /// Whether something does not work.
     pub problem: bool,
     /// A lower-case sentence without a period, which ends with the fix if there is one.
@@ -21,10 +21,10 @@ pub struct Finding {
 
 /// Returns the findings about a machine. `user` is the user of this process, who is used if the URI
 /// names none.
-pub fn examine(seen: &ProbeResult, user: &str) -> Vec<Finding> {
+pub fn examine(seen: &ProbeResult, user: &str) -> Vec<MachineFinding> {
     let host = Host::of(&seen.machine, user);
     let mut say = Vec::new();
-    let mut add = |problem: bool, text: String| say.push(Finding { problem, text });
+    let mut add = |problem: bool, text: String| say.push(MachineFinding { problem, text });
     match &seen.reached {
         Err(why) => {
             add(true, format!("cannot be reached: {why}; {}", host.try_it()));
@@ -83,7 +83,7 @@ pub fn examine(seen: &ProbeResult, user: &str) -> Vec<Finding> {
 }
 
 /// Returns the features of the line that the machine does not have.
-fn lacks(add: &mut dyn FnMut(bool, String), seen: &ProbeResult, is: &Is, host: &Host) {
+fn lacks(add: &mut dyn FnMut(bool, String), seen: &ProbeResult, is: &MachineFacts, host: &Host) {
     let claimed: Vec<String> = seen.line.features().cloned().collect();
     let lacking: Vec<&str> = missing(&claimed, is).collect();
     if !lacking.is_empty() {
@@ -103,7 +103,7 @@ fn lacks(add: &mut dyn FnMut(bool, String), seen: &ProbeResult, is: &Is, host: &
     }
 }
 
-fn missing<'a>(features: &'a [String], is: &'a Is) -> impl Iterator<Item = &'a str> {
+fn missing<'a>(features: &'a [String], is: &'a MachineFacts) -> impl Iterator<Item = &'a str> {
     features.iter().filter(|feature| !is.features.contains(feature)).map(String::as_str)
 }
 
@@ -150,7 +150,7 @@ impl Host {
         )
     }
 
-    fn features(&self, lacking: &[&str], is: &Is) -> String {
+    fn features(&self, lacking: &[&str], is: &MachineFacts) -> String {
         let all: Vec<&str> =
             is.features.iter().map(String::as_str).chain(lacking.iter().copied()).collect();
         format!(
@@ -164,7 +164,7 @@ impl Host {
         )
     }
 
-    fn platform(&self, system: &str, is: &Is) -> String {
+    fn platform(&self, system: &str, is: &MachineFacts) -> String {
         format!(
             "claims {system}, but is {}; remove {system} from column 2 of its line, or, if it can run such programs, write `extra-platforms = \
              {system}` in /etc/nix/nix.conf {} and restart nix-daemon",
@@ -184,7 +184,7 @@ mod tests {
             machine: line.uri.clone(),
             line,
             reached: Ok(Reached { ms: 350, version: Some("2.26.3".to_owned()), trusted: None }),
-            is: Some(Is {
+            is: Some(MachineFacts {
                 system: "x86_64-linux".to_owned(),
                 features: vec!["benchmark".to_owned()],
             }),

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use understand::{BuildFailure, trouble};
+use understand::{BuildFailure, build_failure};
 
 use hookrun_nix::bounded;
 use hookrun_nix::installed::{Flavour, Installed, Version};
@@ -43,7 +43,7 @@ pub struct ProbeResult {
     /// The connection.
     pub reached: Result<Reached, String>,
     /// The system and features that it reports.
-    pub is: Option<Is>,
+    pub is: Option<MachineFacts>,
     /// A build for each system of its line.
     pub builds: Vec<TestBuild>,
 }
@@ -61,7 +61,7 @@ pub struct Reached {
 
 /// The system and the features of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Is {
+pub struct MachineFacts {
     /// Its system.
     pub system: String,
     /// Its features.
@@ -135,11 +135,11 @@ impl Prober<'_> {
             mandatory.iter().cloned().chain([NO_SUCH_FEATURE.to_owned()]).collect();
         match self.build(line, &nonce, &first, &nothing) {
             Err(BuildFailure::Lacks(is)) => seen.is = Some(is),
-            Err(trouble @ BuildFailure::NotPrivileged) => {
+            Err(failure @ BuildFailure::NotPrivileged) => {
                 seen.builds.push(TestBuild {
                     system: first,
                     features: mandatory,
-                    result: Err(trouble),
+                    result: Err(failure),
                 });
                 return seen;
             }
@@ -148,7 +148,7 @@ impl Prober<'_> {
         }
         let systems = if line.systems.is_empty() { vec![first] } else { line.systems.clone() };
         for (index, system) in systems.into_iter().enumerate() {
-            let ask = |is: Option<&Is>| {
+            let ask = |is: Option<&MachineFacts>| {
                 let features = if index == 0 { able(line, is) } else { mandatory.clone() };
                 let result = self.build(line, &nonce, &system, &features);
                 TestBuild { system: system.clone(), features, result }
@@ -219,7 +219,11 @@ impl Prober<'_> {
         } else {
             let features =
                 features.iter().filter(|feature| *feature != NO_SUCH_FEATURE).cloned().collect();
-            Err(trouble(said.status, &said.stderr, &Is { system: system.to_owned(), features }))
+            Err(build_failure(
+                said.status,
+                &said.stderr,
+                &MachineFacts { system: system.to_owned(), features },
+            ))
         }
     }
 
@@ -253,7 +257,7 @@ impl Prober<'_> {
 
 /// Returns the features of a line without those that its machine is known to lack. It has to build
 /// with these.
-fn able(line: &MachineLine, is: Option<&Is>) -> Vec<String> {
+fn able(line: &MachineLine, is: Option<&MachineFacts>) -> Vec<String> {
     let has = |feature: &&String| is.is_none_or(|is| is.features.contains(feature));
     line.features().filter(has).cloned().collect()
 }

@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use hookrun_system::process::describe_end;
 use serde::Serialize;
 
-use super::Is;
+use super::MachineFacts;
 use crate::run::stock_output::without_colours;
 
 /// The reason why a test build failed.
@@ -15,7 +15,7 @@ pub enum BuildFailure {
     /// The machine does not trust the user of the connection.
     NotPrivileged,
     /// The machine lacks the system or the features. Contains those that it has.
-    Lacks(Is),
+    Lacks(MachineFacts),
     /// The build did not end in time.
     TooLong,
     /// Another error, as Nix reports it.
@@ -23,7 +23,7 @@ pub enum BuildFailure {
 }
 
 /// Parses the messages of a failed build that required this system and these features.
-pub fn trouble(status: ExitStatus, messages: &str, asked: &Is) -> BuildFailure {
+pub fn build_failure(status: ExitStatus, messages: &str, asked: &MachineFacts) -> BuildFailure {
     let text = errors(messages);
     // `libstore/daemon.cc`, `wopBuildDerivation`: a user who is not trusted.
     if text.contains("you are not privileged to build") {
@@ -46,7 +46,7 @@ pub fn trouble(status: ExitStatus, messages: &str, asked: &Is) -> BuildFailure {
         (after(&text, "Current system: '", '\''), after(&text, "Available features: {", '}'));
     if current.is_some() || available.is_some() {
         let features = available.map_or_else(|| asked.features.clone(), names);
-        return BuildFailure::Lacks(Is {
+        return BuildFailure::Lacks(MachineFacts {
             system: current.unwrap_or(&asked.system).to_owned(),
             features,
         });
@@ -67,10 +67,10 @@ fn errors(messages: &str) -> String {
         .fold(String::new(), |all, line| all + line + "\n")
 }
 
-fn system_at(text: &str, at: usize, length: usize) -> Option<Is> {
+fn system_at(text: &str, at: usize, length: usize) -> Option<MachineFacts> {
     let system = text.get(..at)?.rsplit_once('\'')?.1;
     let features = text.get(at + length..)?.split_once('}')?.0;
-    Some(Is { system: system.to_owned(), features: names(features) })
+    Some(MachineFacts { system: system.to_owned(), features: names(features) })
 }
 
 /// Parses a set of features that Nix prints, without its braces.
@@ -151,15 +151,15 @@ mod tests {
 
     fn is(system: &str, features: &[&str]) -> BuildFailure {
         let features = features.iter().map(|feature| (*feature).to_owned()).collect();
-        BuildFailure::Lacks(Is { system: system.to_owned(), features })
+        BuildFailure::Lacks(MachineFacts { system: system.to_owned(), features })
     }
 
     /// Parses the messages of a machine that was asked for features that it lacks.
-    fn trouble(messages: &str) -> BuildFailure {
-        super::trouble(
+    fn build_failure(messages: &str) -> BuildFailure {
+        super::build_failure(
             ExitStatus::from_raw(1 << 8),
             messages,
-            &Is { system: "asked-linux".to_owned(), features: vec!["asked".to_owned()] },
+            &MachineFacts { system: "asked-linux".to_owned(), features: vec!["asked".to_owned()] },
         )
     }
 
@@ -171,13 +171,16 @@ mod tests {
                      /nix/store/y\n";
         let features = "missing system features\n       Required features: {benchmark, quantum}\n       Available features: {benchmark, kvm}\n";
         assert_eq!(
-            trouble(&format!("{failed}{features}{local}")),
+            build_failure(&format!("{failed}{features}{local}")),
             is("asked-linux", &["benchmark", "kvm"])
         );
         let none = "missing system features\n       Required features: {quantum}\n       Available features: {}\n";
-        assert_eq!(trouble(&format!("{failed}{none}{local}")), is("asked-linux", &[]));
+        assert_eq!(build_failure(&format!("{failed}{none}{local}")), is("asked-linux", &[]));
         let system = "platform mismatch\n       Required system: 'aarch64-linux'\n       Current system: 'x86_64-linux'\n";
-        assert_eq!(trouble(&format!("{failed}{system}{local}")), is("x86_64-linux", &["asked"]));
+        assert_eq!(
+            build_failure(&format!("{failed}{system}{local}")),
+            is("x86_64-linux", &["asked"])
+        );
     }
 
     #[test]
@@ -185,16 +188,16 @@ mod tests {
         let old = "building '/nix/store/x-hookrun-probe.drv' on 'ssh://m'...\n\u{1b}[31;1merror:\u{1b}[0m a '\u{1b}[35;1mx86_64-linux\u{1b}[0m' with \
                    features {hookrun-probe} is required to build '\u{1b}[35;1m/nix/store/x-hookrun-probe.drv\u{1b}[0m', but I am a \
                    'x86_64-linux' with features {benchmark, big-parallel}\n";
-        assert_eq!(trouble(old), is("x86_64-linux", &["benchmark", "big-parallel"]));
+        assert_eq!(build_failure(old), is("x86_64-linux", &["benchmark", "big-parallel"]));
         let new = "error: Cannot build '/nix/store/x.drv'.\n       Reason: required system or feature not available\n       Required system: \
                    'aarch64-linux' with features {}\n       Current system: 'x86_64-linux' with features {kvm}\n";
-        assert_eq!(trouble(new), is("x86_64-linux", &["kvm"]));
+        assert_eq!(build_failure(new), is("x86_64-linux", &["kvm"]));
         let untrusted = "error: you are not privileged to build derivations\nerror: build of '/nix/store/x.drv' failed\n";
-        assert_eq!(trouble(untrusted), BuildFailure::NotPrivileged);
+        assert_eq!(build_failure(untrusted), BuildFailure::NotPrivileged);
         let refused = "cannot build on 'ssh://m': error: failed to start SSH connection to 'm'\nerror: unable to start any build; either \
                        increase '--max-jobs' or enable remote builds.\n";
         assert_eq!(
-            trouble(refused),
+            build_failure(refused),
             BuildFailure::Other(
                 "cannot build on 'ssh://m': error: failed to start SSH connection to 'm'"
                     .to_owned()
@@ -209,7 +212,7 @@ mod tests {
             ["you are not privileged to build derivations", "Current system: 'riscv64-linux'"]
         {
             let said = format!("{words}\n{failed}       last 1 log lines:\n       > {words}\n");
-            assert!(matches!(trouble(&said), BuildFailure::Other(_)), "{said}");
+            assert!(matches!(build_failure(&said), BuildFailure::Other(_)), "{said}");
         }
     }
 
@@ -248,7 +251,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_messages_are_parsed(text: String) {
-            let _ = (trouble(&text), hello(&text));
+            let _ = (build_failure(&text), hello(&text));
         }
     }
 }

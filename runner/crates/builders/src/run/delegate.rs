@@ -12,15 +12,15 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::choice::drv_attributes::described;
-use crate::choice::health::{Probe, Standing, standing};
+use crate::choice::health::{Availability, Probe, availability};
 use crate::choice::pool::{self, Present};
-use crate::history::{BuildEnd, History, Move, NewBuild, Outcome, now_ms};
+use crate::history::{BuildEnd, BuildOutcome, History, Move, NewBuild, now_ms};
 use crate::protocol::reply::{self, Level};
 use crate::protocol::request::{Inputs, Request};
 use crate::protocol::settings::Settings;
 use crate::run::driver::{Connected, DriveResult, Driver, Refusal, SlotSearch, Slotted, Stage};
 use crate::run::failover::{Failover, Ranking};
-use crate::run::stock::{Report, StockHook};
+use crate::run::stock::{DelegationReport, StockHook};
 use crate::run::stock_output::{DelegationOutcome, Timing};
 use crate::slots::live_file::LiveFile;
 use crate::slots::reservations::Allocation;
@@ -195,7 +195,7 @@ impl Run<'_> {
         drop(self.stage.probe.take());
         self.driver.history.close();
         let began_ms = now_ms();
-        let Report { ending, code, held, closing, timing } =
+        let DelegationReport { ending, code, held, closing, timing } =
             build.run(self.inputs, self.stage.reply);
         self.stage.progress.timing = timing;
         if let (Some(slot), Some(line)) = (&hold.slot, self.driver.line(&machine)) {
@@ -205,12 +205,12 @@ impl Run<'_> {
             DelegationOutcome::Built => {
                 write(self.stage.reply, &held.concat());
                 self.record_paths(&machine);
-                return ControlFlow::Break(self.end(Outcome::Built, None, 0));
+                return ControlFlow::Break(self.end(BuildOutcome::Built, None, 0));
             }
             DelegationOutcome::NixGone => return ControlFlow::Break(self.nix_gone()),
             DelegationOutcome::Failed(why) => {
                 write(self.stage.reply, &held.concat());
-                return ControlFlow::Break(self.end(Outcome::Failed, Some(&why), code));
+                return ControlFlow::Break(self.end(BuildOutcome::Failed, Some(&why), code));
             }
             DelegationOutcome::Here(why) => {
                 write(self.stage.reply, &held.concat());
@@ -241,7 +241,7 @@ impl Run<'_> {
     }
 
     fn nix_gone(&mut self) -> u8 {
-        self.end(Outcome::Abandoned, Some("Nix has exited"), 1)
+        self.end(BuildOutcome::Abandoned, Some("Nix has exited"), 1)
     }
 
     /// Ends the build because this machine has failed and not the other one.
@@ -249,7 +249,7 @@ impl Run<'_> {
         let (name, machine) = (&self.driver.candidate.name, &self.stage.progress.machine);
         let text = format!("{name}: this machine {why} (machine {machine} is not the cause)");
         say(self.stage.reply, Level::Error, &text);
-        self.end(Outcome::Failed, Some(&format!("this machine {why}")), 1)
+        self.end(BuildOutcome::Failed, Some(&format!("this machine {why}")), 1)
     }
 
     fn nowhere(&mut self) -> u8 {
@@ -264,11 +264,11 @@ impl Run<'_> {
             format!("{name} was accepted, but no machine is left to build it: {each}")
         };
         say(self.stage.reply, Level::Error, &text);
-        self.end(Outcome::Lost, Some(&each), 1)
+        self.end(BuildOutcome::Lost, Some(&each), 1)
     }
 
     /// Records the end of the build.
-    fn end(&mut self, outcome: Outcome, detail: Option<&str>, code: u8) -> u8 {
+    fn end(&mut self, outcome: BuildOutcome, detail: Option<&str>, code: u8) -> u8 {
         let progress = &self.stage.progress;
         let speed_factor =
             self.driver.line(&progress.machine).map_or(1.0, |line| line.speed_factor);
@@ -467,7 +467,7 @@ fn usable(
     let known = history.machines();
     let now = now_ms();
     let is_inside = |wanted: &WantedMachine| {
-        !matches!(standing(known.get(wanted.machine.as_str()), now), Standing::Out { .. })
+        !matches!(availability(known.get(wanted.machine.as_str()), now), Availability::Out { .. })
     };
     let wanted_of = |group: &Vec<String>| pool::wanted(machines.iter().copied(), group);
     for group in failover.groups() {

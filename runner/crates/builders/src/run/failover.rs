@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::choice::policy::StockRule;
 use crate::choice::policy_thread::PolicyThread;
-use crate::choice::pool::{Offered, Pool, Present, Standings};
+use crate::choice::pool::{Availabilities, Offered, Pool, Present};
 use crate::history::History;
 use hookrun_nix::database::Inputs;
 use hookrun_nix::selection::{Action, Candidate, Decision, LocalMachine, Machine};
@@ -54,7 +54,7 @@ impl Ranking {
     pub(crate) fn of(
         answer: &[String],
         offered: &[Machine],
-        standings: &Standings,
+        availabilities: &Availabilities,
         rule: StockRule,
     ) -> Self {
         let named: HashSet<&str> = answer.iter().map(String::as_str).collect();
@@ -63,7 +63,7 @@ impl Ranking {
             if named.len() < offered.len() { rule.ranked_with_full(offered) } else { Vec::new() };
         let by_rule = by_rule.into_iter().filter_map(|index| Some(&offered.get(index)?.uri));
         let rest = by_rule.filter(|uri| !named.contains(uri.as_str())).cloned();
-        let is_usable = |uri: &String| standings.is_usable(uri);
+        let is_usable = |uri: &String| availabilities.is_usable(uri);
         let (chosen, named_out): (Vec<String>, Vec<String>) =
             answer.iter().cloned().partition(is_usable);
         let (others, others_out): (Vec<String>, Vec<String>) = rest.partition(is_usable);
@@ -160,11 +160,17 @@ impl Question<'_> {
             pool.machines.get(*index).is_some_and(|line| !tried.contains(&line.uri))
         });
         let lines = fitting.iter().filter_map(|index| pool.machines.get(*index));
-        let standings = Standings::of(lines, history);
+        let availabilities = Availabilities::of(lines, history);
         let past = history.past(&candidate.pname, &candidate.system);
         let present = Present::of((*inputs).clone(), history);
-        let Offered { machines, .. } =
-            pool.offered(candidate, &fitting, &standings, &past, &present, history.directory());
+        let Offered { machines, .. } = pool.offered(
+            candidate,
+            &fitting,
+            &availabilities,
+            &past,
+            &present,
+            history.directory(),
+        );
         // After the accept this machine cannot build it any longer.
         let local = LocalMachine::default();
         let decision = policy.as_mut().filter(|_| !machines.is_empty()).and_then(|policy| {
@@ -179,7 +185,7 @@ impl Question<'_> {
             _ => (Vec::new(), None),
         };
         let rule = StockRule { division: pool.settings.division() };
-        (Ranking::of(&answer, &machines, &standings, rule), ask_again)
+        (Ranking::of(&answer, &machines, &availabilities, rule), ask_again)
     }
 }
 

@@ -74,12 +74,12 @@ pub enum Offer {
 /// An accepted build.
 pub trait Build {
     /// Sends the inputs, relays the output of the hook until its end, and returns the result.
-    fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report;
+    fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> DelegationReport;
 }
 
 /// The result of an accepted build.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Report {
+pub struct DelegationReport {
     /// The outcome.
     pub ending: DelegationOutcome,
     /// The hook's exit code.
@@ -134,7 +134,7 @@ impl StockHook for InstalledHook {
             .and_then(|()| request.write(&mut words));
         let connections = self.sharing.as_ref().and_then(|sharing| sharing.of(&target.machine.uri));
         shutdown::park_if_ending();
-        let mut running = match Running::start(self, connections.clone()) {
+        let mut running = match RunningHook::start(self, connections.clone()) {
             Ok(running) => running,
             Err(error) => {
                 return Offer::Here(format!(
@@ -155,7 +155,7 @@ impl StockHook for InstalledHook {
 }
 
 /// A running stock hook. Dropping it ends the hook and all its children.
-struct Running {
+struct RunningHook {
     child: Child,
     /// The channel to the thread that writes its standard input. Dropping it closes the input.
     feed: Option<Sender<Vec<u8>>>,
@@ -169,7 +169,7 @@ struct Running {
     ended: bool,
 }
 
-impl Running {
+impl RunningHook {
     fn start(
         InstalledHook { program, variables, .. }: &InstalledHook,
         connections: Option<Connections>,
@@ -380,8 +380,8 @@ impl Running {
     }
 }
 
-impl Build for Running {
-    fn run(mut self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report {
+impl Build for RunningHook {
+    fn run(mut self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> DelegationReport {
         let mut words = Vec::new();
         // Writing to memory cannot fail.
         let _ = inputs.write(&mut words);
@@ -414,11 +414,11 @@ impl Build for Running {
             connections.retire();
         }
         let (held, timing) = (listener.held().to_vec(), listener.timing());
-        Report { ending, code, held, closing: listener.close_activities(), timing }
+        DelegationReport { ending, code, held, closing: listener.close_activities(), timing }
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningHook {
     fn drop(&mut self) {
         if !self.ended {
             // Nix starts ssh so that it survives its parent (`dieWithParent = false`). An ssh that

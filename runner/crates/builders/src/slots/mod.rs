@@ -4,10 +4,11 @@
 //! * [`reservations`]: resources besides slots (memory, GPUs, licences).
 //! * [`live_file`]: files that are valid while their process lives. [`sessions`]: waiting and
 //!   running builds.
-//! * [`wait`]: waits for a slot. [`order`]: assigns free slots. [`watch`]: wakes waiting sessions.
+//! * [`wait`]: waits for a slot. [`assignment`]: assigns free slots. [`watch`]: wakes waiting
+//!   sessions.
 
+pub mod assignment;
 pub(crate) mod live_file;
-pub mod order;
 pub mod reservations;
 pub mod sessions;
 pub mod slot_files;

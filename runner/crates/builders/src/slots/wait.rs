@@ -2,10 +2,10 @@
 //! machine.
 //!
 //! There is no coordinator. Each session announces what it waits for ([`sessions`]). Whenever a
-//! build ends, each session computes, one at a time, which build gets which slot ([`order`]), and
-//! takes its own ([`SlotFiles::take`]). A session that dies frees its place and its slot, because
-//! the kernel releases its locks. A waiting session is a small sleeping process without an open
-//! plugin or database.
+//! build ends, each session computes, one at a time, which build gets which slot ([`assignment`]),
+//! and takes its own ([`SlotFiles::take`]). A session that dies frees its place and its slot,
+//! because the kernel releases its locks. A waiting session is a small sleeping process without an
+//! open plugin or database.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,13 +18,13 @@ use rustix::fs::OFlags;
 
 use crate::history::now_ms;
 use crate::private;
+use crate::slots::assignment::{self, Ticket};
 use crate::slots::live_file::LiveFile;
-use crate::slots::order::{self, Ticket};
 use crate::slots::reservations::{self, Account, Allocation};
 use crate::slots::sessions::{self, Activity, Command, SessionState, WantedMachine};
 use crate::slots::slot_files::SlotFiles;
 use crate::slots::slot_files::{Slot, SlotResult};
-use crate::slots::watch::{Watch, Woken};
+use crate::slots::watch::{SlotWatch, WakeReason};
 use hookrun_config::{Amounts, Resources};
 
 /// The file that is locked while one session computes and takes a slot.
@@ -191,7 +191,7 @@ impl Queue {
         let tickets: Vec<Ticket> = std::iter::once(mine).chain(others).collect();
         let mut free = self.free(&tickets);
         loop {
-            let shares = order::shared_out(
+            let shares = assignment::assign(
                 &tickets,
                 free.clone(),
                 account.clone(),
@@ -279,7 +279,7 @@ impl Queue {
         if !self.limits.is_empty() && std::fs::create_dir_all(&reserved).is_ok() {
             watched.push(&reserved);
         }
-        let mut watch = Watch::on(&watched);
+        let mut watch = SlotWatch::on(&watched);
         loop {
             match self.turn(waiting, &machines, session.as_ref(), LONG_PATIENCE) {
                 Turn::Yours(machine, hold) => return Waited::Turn(machine, hold),
@@ -295,7 +295,7 @@ impl Queue {
                 Duration::ZERO => within,
                 left => within.min(left),
             };
-            if watch.next(nix, within) == Woken::NixGone {
+            if watch.next(nix, within) == WakeReason::NixGone {
                 return Waited::NixGone;
             }
             let now = wanted();

@@ -21,9 +21,9 @@ const NOW_AND_THEN: Duration = Duration::from_secs(5);
 /// The interval without inotify.
 const WITHOUT_SIGNS: Duration = Duration::from_millis(500);
 
-/// The reason why [`Watch::next`] returned.
+/// The reason why [`SlotWatch::next`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Woken {
+pub(crate) enum WakeReason {
     /// Check again.
     Look,
     /// The Nix that called does not read replies any longer.
@@ -32,20 +32,20 @@ pub(crate) enum Woken {
 
 /// Watches directories.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct SlotWatch {
     closings: Option<Closings>,
     /// The number of checks that remain after the last event.
     owed: usize,
 }
 
-impl Watch {
+impl SlotWatch {
     /// Watches these directories. Those that cannot be watched are checked at intervals.
     pub(crate) fn on(directories: &[&Path]) -> Self {
         Self { closings: Closings::new(directories), owed: 0 }
     }
 
     /// Waits until the next check is due, at most `within`.
-    pub(crate) fn next(&mut self, nix: BorrowedFd<'_>, within: Duration) -> Woken {
+    pub(crate) fn next(&mut self, nix: BorrowedFd<'_>, within: Duration) -> WakeReason {
         let owed = AFTER_A_SIGN
             .len()
             .checked_sub(self.owed)
@@ -53,7 +53,7 @@ impl Watch {
             .copied();
         let usual = if self.closings.is_some() { NOW_AND_THEN } else { WITHOUT_SIGNS };
         let patience = owed.unwrap_or(usual).min(within);
-        let Ok(timeout) = Timespec::try_from(patience) else { return Woken::Look };
+        let Ok(timeout) = Timespec::try_from(patience) else { return WakeReason::Look };
         // No events are requested: errors and hang-ups are always reported, and a pipe without a
         // reader is an error (poll(2)).
         let mut fds = vec![PollFd::from_borrowed_fd(nix, PollFlags::empty())];
@@ -66,7 +66,7 @@ impl Watch {
                     .first()
                     .is_some_and(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP))
                 {
-                    return Woken::NixGone;
+                    return WakeReason::NixGone;
                 }
             }
         }
@@ -77,7 +77,7 @@ impl Watch {
         if signed && self.closings.as_ref().is_some_and(may_be_free) {
             self.owed = AFTER_A_SIGN.len();
         }
-        Woken::Look
+        WakeReason::Look
     }
 }
 
@@ -90,10 +90,10 @@ mod tests {
     #[test]
     fn the_end_of_nix_is_noticed() {
         let (reader, writer) = std::io::pipe().unwrap();
-        let mut watch = Watch::on(&[]);
-        assert_eq!(watch.next(writer.as_fd(), Duration::from_millis(1)), Woken::Look);
+        let mut watch = SlotWatch::on(&[]);
+        assert_eq!(watch.next(writer.as_fd(), Duration::from_millis(1)), WakeReason::Look);
         drop(reader);
-        assert_eq!(watch.next(writer.as_fd(), Duration::from_mins(1)), Woken::NixGone);
+        assert_eq!(watch.next(writer.as_fd(), Duration::from_mins(1)), WakeReason::NixGone);
     }
 
     #[test]
@@ -102,10 +102,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (_reader, writer) = std::io::pipe().unwrap();
         let slot = std::fs::File::create(directory.path().join("ssh:__m-0")).unwrap();
-        let mut watch = Watch::on(&[directory.path()]);
+        let mut watch = SlotWatch::on(&[directory.path()]);
         let start = std::time::Instant::now();
         let waking = std::thread::spawn(move || drop(slot));
-        assert_eq!(watch.next(writer.as_fd(), Duration::from_mins(1)), Woken::Look);
+        assert_eq!(watch.next(writer.as_fd(), Duration::from_mins(1)), WakeReason::Look);
         waking.join().unwrap();
         assert!(watch.owed > 0, "woken by the event, after {:?}", start.elapsed());
         watch.next(writer.as_fd(), Duration::from_mins(1));

@@ -3,7 +3,7 @@
 //! Nix 2.3 to 2.35 call `ssh HOST -x [-a] WORDS.. [-i FILE] [-oUserKnownHostsFile=FILE] [-C]
 //! [-pPORT] [-oPermitLocalCommand=yes -oLocalCommand=echo started] [-S SOCKET] [-v] [--] COMMAND..`
 //! (`libstore/ssh.cc`), where WORDS are the user's, and `ssh -O check HOST ..`. Only the first is a
-//! [`Call`] that may share a connection; everything else is left to the real ssh.
+//! [`SshCall`] that may share a connection; everything else is left to the real ssh.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -18,7 +18,7 @@ const ALONE: &[u8] = b"EDLROQSwW";
 
 /// A command to run on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Call {
+pub(super) struct SshCall {
     /// The options, each with its value in one word, without `-v`.
     pub options: Vec<OsString>,
     /// The destination: `user@host` or `host`.
@@ -27,7 +27,7 @@ pub(super) struct Call {
     pub command: Vec<u8>,
 }
 
-impl Call {
+impl SshCall {
     /// Parses the arguments of ssh. Returns `None` for a call that cannot share a connection.
     pub(super) fn parse(arguments: &[OsString]) -> Option<Self> {
         let mut options = Vec::new();
@@ -101,8 +101,8 @@ mod tests {
 
     use super::*;
 
-    fn call(words: &str) -> Option<Call> {
-        Call::parse(&words.split(',').map(OsString::from).collect::<Vec<_>>())
+    fn call(words: &str) -> Option<SshCall> {
+        SshCall::parse(&words.split(',').map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
@@ -157,11 +157,11 @@ mod tests {
         #[test]
         fn any_arguments_are_parsed_or_left_to_ssh(words in proptest::collection::vec("-{0,2}[a-zA-Z1-9@=. ]{0,6}", 0..8)) {
             let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
-            if let Some(call) = Call::parse(&words) {
+            if let Some(call) = SshCall::parse(&words) {
                 // The parsed call is parsed to the same result again.
                 let again: Vec<OsString> =
                     call.arguments(&[]).map(OsStr::to_owned).chain(["--".into(), OsString::from_vec(call.command.clone())]).collect();
-                let again = Call::parse(&again);
+                let again = SshCall::parse(&again);
                 prop_assert_eq!(again, Some(call));
             }
         }

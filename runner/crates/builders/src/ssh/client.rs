@@ -12,8 +12,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::call::Call;
-use super::effective::Effective;
+use super::call::SshCall;
+use super::effective::SshConfig;
 use super::masters::{Masters, Shared};
 use super::mux::Session;
 use super::{MASTERS, PATH, PROGRAM, SEARCH_PATH, real_ssh};
@@ -65,7 +65,7 @@ impl Ssh {
     /// Runs a session over a shared connection. Returns its exit code, or `None` if there is no
     /// session.
     fn shared(&self, arguments: &[OsString]) -> Option<u8> {
-        let call = Call::parse(arguments)?;
+        let call = SshCall::parse(arguments)?;
         let masters = Masters::open(&PathBuf::from(std::env::var_os(MASTERS)?)).ok()?;
         let said = self
             .command()
@@ -79,13 +79,13 @@ impl Ssh {
             return None;
         }
         let environment: Vec<_> = std::env::vars_os().collect();
-        let Effective { key, started, environment } =
-            Effective::of(&said.stdout, &environment, &self.program)?;
+        let SshConfig { key, started, environment } =
+            SshConfig::of(&said.stdout, &environment, &self.program)?;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let session = Session { command: &call.command, environment: &environment };
         match masters.session(&key, &mut || self.command(), &call, session, streams) {
-            Shared::Running(running) => {
+            Shared::OpenSession(running) => {
                 if started {
                     // Nix sends nothing before it has read this, and the other side sends nothing
                     // before Nix does.

@@ -33,7 +33,7 @@ const HOST_KEY_FILE: &str = "/host-key";
 
 /// A call that may share a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Effective {
+pub(super) struct SshConfig {
     /// The key. Calls with the same key may share a connection.
     pub key: String,
     /// Whether Nix waits for `started`.
@@ -42,7 +42,7 @@ pub(super) struct Effective {
     pub environment: Vec<Vec<u8>>,
 }
 
-impl Effective {
+impl SshConfig {
     /// Reads the output of `ssh -G`, the environment, and the program. Returns `None` if the call
     /// may not share a connection.
     pub(super) fn of(
@@ -146,10 +146,10 @@ mod tests {
     const USUAL_ANSWER: &str = "host m\nhostname m\nport 22\nforwardagent no\nforwardx11 no\nrequesttty auto\nsessiontype default\n\
         stdinnull no\nforkafterauthentication no\ntunnel false\ncontrolmaster false\nsendenv LANG\nsendenv LC_*\n";
 
-    fn of(said: &str, environment: &[(&str, &str)]) -> Option<Effective> {
+    fn of(said: &str, environment: &[(&str, &str)]) -> Option<SshConfig> {
         let environment: Vec<_> =
             environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Effective::of(said.as_bytes(), &environment, Path::new("/usr/bin/ssh"))
+        SshConfig::of(said.as_bytes(), &environment, Path::new("/usr/bin/ssh"))
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_output_of_ssh_is_parsed(said in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Effective::of(&said, &[], Path::new("ssh"));
+            let _ = SshConfig::of(&said, &[], Path::new("ssh"));
         }
 
         #[test]

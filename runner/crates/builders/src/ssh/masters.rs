@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::call::Call;
-use super::mux::{Client, MuxError, Running, Session};
+use super::call::SshCall;
+use super::mux::{Client, MuxError, OpenSession, Session};
 use hookrun_nix::process;
 
 /// The number of seconds that a connection is kept without a session. A later build connects again.
@@ -48,7 +48,7 @@ const LONGEST_NAME: usize = 1 + 16 + 1 + RANDOM_DIGITS + 17;
 #[derive(Debug)]
 pub(super) enum Shared {
     /// An open session.
-    Running(Running),
+    OpenSession(OpenSession),
     /// The machine cannot be reached. Contains the output of ssh, and its exit code.
     Unreachable(Vec<u8>, i32),
     /// There is no session, but a new connection may work.
@@ -105,7 +105,7 @@ impl Masters {
         &self,
         key: &str,
         program: &mut dyn FnMut() -> Command,
-        call: &Call,
+        call: &SshCall,
         session: Session<'_>,
         streams: [BorrowedFd<'_>; 3],
     ) -> Shared {
@@ -113,7 +113,7 @@ impl Masters {
         let mut tried: Vec<PathBuf> = Vec::new();
         loop {
             if let Some(running) = self.over_existing(key, session, streams, &mut tried) {
-                return Shared::Running(running);
+                return Shared::OpenSession(running);
             }
             let Ok(lock) = File::create(self.directory.join(format!("{key}.lock"))) else {
                 return Shared::Alone;
@@ -141,7 +141,7 @@ impl Masters {
         session: Session<'_>,
         streams: [BorrowedFd<'_>; 3],
         tried: &mut Vec<PathBuf>,
-    ) -> Option<Running> {
+    ) -> Option<OpenSession> {
         for socket in self.sockets(key) {
             if tried.contains(&socket) {
                 continue;
@@ -162,7 +162,7 @@ impl Masters {
     }
 
     /// Starts a master. It is ready when this returns `Ok`.
-    fn connect(&self, key: &str, mut command: Command, call: &Call) -> Result<(), Shared> {
+    fn connect(&self, key: &str, mut command: Command, call: &SshCall) -> Result<(), Shared> {
         self.remove_dead();
         let number = format!("{:0RANDOM_DIGITS$x}", rand::random::<u32>());
         let socket = self.directory.join(format!("{key}-{number}"));
@@ -273,8 +273,8 @@ mod tests {
 
     use super::*;
 
-    fn call() -> Call {
-        Call { options: vec!["-p22".into()], host: "m".into(), command: b"true".to_vec() }
+    fn call() -> SshCall {
+        SshCall { options: vec!["-p22".into()], host: "m".into(), command: b"true".to_vec() }
     }
 
     fn ask(masters: &Masters, script: &str) -> Shared {

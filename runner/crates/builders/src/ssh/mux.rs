@@ -90,7 +90,7 @@ impl Client {
         session: Session<'_>,
         streams: [BorrowedFd<'_>; 3],
         patience: Duration,
-    ) -> Result<Running, MuxError> {
+    ) -> Result<OpenSession, MuxError> {
         let until = Instant::now() + patience;
         self.send(&request(session))?;
         for stream in streams {
@@ -98,7 +98,7 @@ impl Client {
         }
         loop {
             match self.receive(Some(until))? {
-                Some(MuxReply::Opened) => return Ok(Running { client: self }),
+                Some(MuxReply::Opened) => return Ok(OpenSession { client: self }),
                 Some(MuxReply::No(why)) => return Err(MuxError::Refused(why)),
                 Some(_) => {}
                 None => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
@@ -167,11 +167,11 @@ impl Client {
 
 /// An open session. The master closes it when this is dropped or its process dies.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct OpenSession {
     client: Client,
 }
 
-impl Running {
+impl OpenSession {
     /// Waits for its end. Returns the exit code of the command, if there is one.
     pub(super) fn wait(mut self) -> Option<u32> {
         let mut code = None;
@@ -295,7 +295,7 @@ mod tests {
             let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
             client.open(session, streams, if closes { LONG } else { SHORT })
         });
-        let ran = ran.map(Running::wait).map_err(|error| error.to_string());
+        let ran = ran.map(OpenSession::wait).map_err(|error| error.to_string());
         (ran, master.join().unwrap())
     }
 

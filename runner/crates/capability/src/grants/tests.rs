@@ -35,7 +35,7 @@ fn an_empty_grant_grants_nothing() {
     assert_eq!(effective, Effective::default());
     let target = HttpTarget {
         method: "GET".to_owned(),
-        place: http::Place::parse("https://example.org/").unwrap(),
+        url: http::HttpUrl::parse("https://example.org/").unwrap(),
     };
     for need in [
         Need::Granted(Capability::State),
@@ -86,7 +86,7 @@ fn a_capability_has_to_be_wanted_and_granted() {
     let full = full("a");
     let target = HttpTarget {
         method: "GET".to_owned(),
-        place: http::Place::parse("https://example.org/").unwrap(),
+        url: http::HttpUrl::parse("https://example.org/").unwrap(),
     };
     let http = Need::Http(&target);
     let wanted = Wants { signing: Want::Required, ..everything() };

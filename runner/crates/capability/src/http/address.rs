@@ -14,7 +14,7 @@ use hookrun_config::http::Host;
 
 /// The reason why an address is not public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum AddressKind {
     /// A cloud's metadata service, which returns credentials to any caller.
     Metadata,
     /// This machine.
@@ -37,7 +37,7 @@ pub enum Kind {
     Reserved,
 }
 
-impl Kind {
+impl AddressKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Metadata => "a metadata service",
@@ -66,9 +66,9 @@ const METADATA: [IpAddr; 6] = [
 ];
 
 /// Returns the kind of an address that is not public.
-pub fn kind(address: IpAddr) -> Option<Kind> {
+pub fn kind(address: IpAddr) -> Option<AddressKind> {
     if METADATA.contains(&address) {
-        return Some(Kind::Metadata);
+        return Some(AddressKind::Metadata);
     }
     match address {
         IpAddr::V4(address) => v4(address),
@@ -76,46 +76,48 @@ pub fn kind(address: IpAddr) -> Option<Kind> {
     }
 }
 
-fn v4(address: Ipv4Addr) -> Option<Kind> {
+fn v4(address: Ipv4Addr) -> Option<AddressKind> {
     let [a, b, c, _] = address.octets();
     Some(match (a, b, c) {
-        (0, _, _) => Kind::Unspecified,
-        (127, _, _) => Kind::Loopback,
-        (10, _, _) | (192, 168, _) | (172, 16..=31, _) => Kind::Private,
-        (169, 254, _) => Kind::LinkLocal,
-        (100, 64..=127, _) => Kind::SharedSpace,
-        (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => Kind::Documentation,
-        (224..=239, _, _) => Kind::Multicast,
-        (255, _, _) if address == Ipv4Addr::BROADCAST => Kind::Broadcast,
+        (0, _, _) => AddressKind::Unspecified,
+        (127, _, _) => AddressKind::Loopback,
+        (10, _, _) | (192, 168, _) | (172, 16..=31, _) => AddressKind::Private,
+        (169, 254, _) => AddressKind::LinkLocal,
+        (100, 64..=127, _) => AddressKind::SharedSpace,
+        (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => AddressKind::Documentation,
+        (224..=239, _, _) => AddressKind::Multicast,
+        (255, _, _) if address == Ipv4Addr::BROADCAST => AddressKind::Broadcast,
         // RFC 6890 protocol assignments, RFC 7526 (6to4 relays), RFC 2544 benchmarking, RFC 1112
         // section 4.
-        (192, 0, 0) | (192, 88, 99) | (198, 18..=19, _) | (240..=255, _, _) => Kind::Reserved,
+        (192, 0, 0) | (192, 88, 99) | (198, 18..=19, _) | (240..=255, _, _) => {
+            AddressKind::Reserved
+        }
         _ => return None,
     })
 }
 
-fn v6(address: Ipv6Addr) -> Option<Kind> {
+fn v6(address: Ipv6Addr) -> Option<AddressKind> {
     if address == Ipv6Addr::UNSPECIFIED {
-        return Some(Kind::Unspecified);
+        return Some(AddressKind::Unspecified);
     }
     if address == Ipv6Addr::LOCALHOST {
-        return Some(Kind::Loopback);
+        return Some(AddressKind::Loopback);
     }
     let carried = carried(address);
     if !carried.is_empty() {
         return carried.into_iter().find_map(|address| kind(address.into()));
     }
     match address.segments() {
-        [0xff00..=0xffff, ..] => Some(Kind::Multicast),
-        [0xfe80..=0xfebf, ..] => Some(Kind::LinkLocal),
-        [0xfec0..=0xfeff | 0xfc00..=0xfdff, ..] => Some(Kind::Private),
-        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some(Kind::Documentation),
+        [0xff00..=0xffff, ..] => Some(AddressKind::Multicast),
+        [0xfe80..=0xfebf, ..] => Some(AddressKind::LinkLocal),
+        [0xfec0..=0xfeff | 0xfc00..=0xfdff, ..] => Some(AddressKind::Private),
+        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some(AddressKind::Documentation),
         // RFC 2928: protocol assignments, among them ORCHID and benchmarking. Teredo is handled
         // above.
-        [0x2001, 0..=0x1ff, ..] => Some(Kind::Reserved),
+        [0x2001, 0..=0x1ff, ..] => Some(AddressKind::Reserved),
         // RFC 4291 section 2.4: all global unicast addresses that have been assigned.
         [0x2000..=0x3fff, ..] => None,
-        _ => Some(Kind::Reserved),
+        _ => Some(AddressKind::Reserved),
     }
 }
 
@@ -151,15 +153,16 @@ fn carried(address: Ipv6Addr) -> Vec<Ipv4Addr> {
 ///
 /// # Errors
 /// Returns the kind of an address that is not permitted.
-pub fn permitted(address: IpAddr, host: &Host, grant: &HttpGrant) -> Result<(), Kind> {
+pub fn permitted(address: IpAddr, host: &Host, grant: &HttpGrant) -> Result<(), AddressKind> {
     // The kernel connects to the IPv4 address that a mapped address contains.
     let plain = address.to_canonical();
     let Some(kind) = kind(address).or_else(|| kind(plain)) else { return Ok(()) };
-    let literal = grant.place.is_some() && *host == Host::Address(address);
+    let literal = grant.url.is_some() && *host == Host::Address(address);
     let named = grant.address.iter().any(|network| {
         let alone = *network == IpNet::from(plain) || *network == IpNet::from(address);
         alone
-            || (kind != Kind::Metadata && (network.contains(&plain) || network.contains(&address)))
+            || (kind != AddressKind::Metadata
+                && (network.contains(&plain) || network.contains(&address)))
     });
     if literal || named { Ok(()) } else { Err(kind) }
 }
@@ -169,10 +172,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use hookrun_config::http::Place;
+    use hookrun_config::http::HttpUrl;
 
     fn shown(address: &str) -> &'static str {
-        kind(address.parse().unwrap()).map_or("public", Kind::as_str)
+        kind(address.parse().unwrap()).map_or("public", AddressKind::as_str)
     }
 
     #[test]
@@ -246,7 +249,7 @@ mod tests {
 
     fn grant(url: &str, networks: &[&str]) -> HttpGrant {
         HttpGrant {
-            place: Some(Place::parse(url).unwrap()),
+            url: Some(HttpUrl::parse(url).unwrap()),
             methods: Vec::new(),
             address: networks.iter().map(|network| network.parse().unwrap()).collect(),
             ca_file: None,
@@ -271,7 +274,7 @@ mod tests {
         ];
         for (url, networks, address, expected) in table {
             let grant = grant(url, networks);
-            let host = grant.place.clone().unwrap().host;
+            let host = grant.url.clone().unwrap().host;
             assert_eq!(
                 permitted(address.parse().unwrap(), &host, &grant).is_ok(),
                 expected,

@@ -13,7 +13,7 @@ use tokio::time::Sleep;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, WasiBody};
 
-use super::problem::Problem;
+use super::problem::HttpProblem;
 use crate::RunLog;
 use hookrun_config::{Limit, Limits};
 use hookrun_nix::outcome::LogLine;
@@ -30,17 +30,17 @@ pub struct About {
 
 impl About {
     /// Returns a problem with the code and a fragment that follows the target.
-    pub fn problem(&self, code: ErrorCode, what: &str) -> Problem {
-        Problem::new(code, format!("plugin `{}`: http `{}`: {what}", self.plugin, self.target))
+    pub fn problem(&self, code: ErrorCode, what: &str) -> HttpProblem {
+        HttpProblem::new(code, format!("plugin `{}`: http `{}`: {what}", self.plugin, self.target))
     }
 
-    pub fn limit(&self, limit: Limit, wanted: Option<u64>, code: ErrorCode) -> Problem {
-        let problem = Problem::limit(limit, &self.plugin, &self.limits, wanted, code);
-        Problem { message: format!("http `{}`: {}", self.target, problem.message), ..problem }
+    pub fn limit(&self, limit: Limit, wanted: Option<u64>, code: ErrorCode) -> HttpProblem {
+        let problem = HttpProblem::limit(limit, &self.plugin, &self.limits, wanted, code);
+        HttpProblem { message: format!("http `{}`: {}", self.target, problem.message), ..problem }
     }
 
     /// Writes the problem to the run's log, once.
-    pub fn report(&self, problem: &mut Problem) {
+    pub fn report(&self, problem: &mut HttpProblem) {
         if !std::mem::replace(&mut problem.reported, true) {
             self.log.push(LogLine {
                 level: "warn".to_owned(),
@@ -53,13 +53,13 @@ impl About {
 
 /// The time that an operation may take: the lesser of the limit and the plugin's own timeout.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct WaitLimit {
     pub time: Duration,
     limit: Limit,
     own: bool,
 }
 
-impl Patience {
+impl WaitLimit {
     /// Returns the lesser of `limit` and the timeout that the plugin set.
     pub(super) fn new(limits: &Limits, limit: Limit, wanted: Option<Duration>) -> Self {
         let allowed = limits.time(limit);
@@ -70,7 +70,7 @@ impl Patience {
     }
 
     /// Returns the problem of an operation that exceeded the time.
-    pub(super) fn problem(self, about: &About, code: ErrorCode) -> Problem {
+    pub(super) fn problem(self, about: &About, code: ErrorCode) -> HttpProblem {
         if self.own {
             about.problem(
                 code,
@@ -130,16 +130,19 @@ pub(super) struct Metered {
     about: Arc<About>,
     bytes: u64,
     /// The problem that ended the body, for callers that see only that it ended.
-    failed: Arc<OnceLock<Problem>>,
+    failed: Arc<OnceLock<HttpProblem>>,
     /// The maximum pause of a response, and the timer of the current pause.
-    pause: Option<(Patience, Pin<Box<Sleep>>)>,
+    pause: Option<(WaitLimit, Pin<Box<Sleep>>)>,
     /// The place among the run's concurrent requests, released with the body.
     slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Metered {
     /// Returns the body of a request, and the place where its problem will be stored.
-    pub(super) fn request(inner: WasiBody, about: Arc<About>) -> (Self, Arc<OnceLock<Problem>>) {
+    pub(super) fn request(
+        inner: WasiBody,
+        about: Arc<About>,
+    ) -> (Self, Arc<OnceLock<HttpProblem>>) {
         let failed = Arc::new(OnceLock::new());
         let body = Self {
             inner,
@@ -157,7 +160,7 @@ impl Metered {
     pub(super) fn response(
         inner: WasiBody,
         about: Arc<About>,
-        pause: Patience,
+        pause: WaitLimit,
         slot: Option<OwnedSemaphorePermit>,
     ) -> Self {
         Self {
@@ -171,7 +174,7 @@ impl Metered {
         }
     }
 
-    fn counted(&mut self, frame: &Frame<Bytes>) -> Result<(), Problem> {
+    fn counted(&mut self, frame: &Frame<Bytes>) -> Result<(), HttpProblem> {
         let direction = self.direction;
         if let Some(data) = frame.data_ref() {
             self.bytes = self.bytes.saturating_add(data.len() as u64);
@@ -198,7 +201,7 @@ impl Metered {
     }
 
     /// Ends the body with a problem, which is written to the run's log.
-    fn end(&mut self, mut problem: Problem) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn end(&mut self, mut problem: HttpProblem) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.slot = None;
         self.about.report(&mut problem);
         let error = problem.clone().into();
@@ -207,7 +210,7 @@ impl Metered {
         Poll::Ready(Some(Err(error)))
     }
 
-    fn inner_problem(&self, error: &Error) -> Problem {
+    fn inner_problem(&self, error: &Error) -> HttpProblem {
         match (self.direction, error) {
             (Direction::Request, _) => self
                 .about

@@ -10,9 +10,9 @@ use http_body_util::{BodyExt as _, Full};
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 
 use super::Client;
-use super::body::{About, Metered, Patience};
-use super::problem::Problem;
-use super::send::Answer;
+use super::body::{About, Metered, WaitLimit};
+use super::problem::HttpProblem;
+use super::send::HttpResponse;
 use hookrun_config::Limit;
 use hookrun_config::http::HttpTarget;
 
@@ -38,19 +38,16 @@ impl Client {
         target: &HttpTarget,
         path_and_query: &str,
         body: Metered,
-        failed: &OnceLock<Problem>,
+        failed: &OnceLock<HttpProblem>,
         about: &Arc<About>,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<HttpResponse, HttpProblem> {
         let body = body.collect().await.map_err(|_| {
             failed.get().cloned().unwrap_or_else(|| {
                 about.problem(ErrorCode::HttpProtocolError, "its body broke off")
             })
         })?;
-        let url = format!(
-            "{}://{}{path_and_query}",
-            target.place.scheme.as_str(),
-            target.place.authority()
-        );
+        let url =
+            format!("{}://{}{path_and_query}", target.url.scheme.as_str(), target.url.authority());
         let requested =
             Requested { method: target.method.clone(), url, body: body.to_bytes().to_vec() };
         if let Some(kept) = &self.canned {
@@ -58,7 +55,7 @@ impl Client {
         }
         let answer = if target.method == "HEAD" { Bytes::new() } else { Bytes::from_static(BODY) };
         let answer = Full::new(answer).map_err(|never| match never {}).boxed_unsync();
-        let pause = Patience::new(&about.limits, Limit::HttpBetweenBytesTime, None);
+        let pause = WaitLimit::new(&about.limits, Limit::HttpBetweenBytesTime, None);
         let mut response =
             Response::new(Metered::response(answer, about.clone(), pause, None).boxed_unsync());
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

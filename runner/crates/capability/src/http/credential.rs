@@ -26,9 +26,9 @@ use hookrun_config::http::AWS_HEADERS;
 const MAX_SECRET: u64 = 16 << 10;
 
 /// One credential, ready to be added to requests.
-pub(super) struct Credential(Kind);
+pub(super) struct Credential(LoadedCredential);
 
-enum Kind {
+enum LoadedCredential {
     /// One header.
     Header { name: HeaderName, value: Zeroizing<Vec<u8>> },
     /// A signature.
@@ -76,13 +76,16 @@ impl Credential {
         Ok(Arc::new(Self(match settings {
             HttpCredential::Bearer { token_file } => {
                 let token = line("token-file", token_file)?;
-                Kind::Header { name: AUTHORIZATION, value: joined(&[b"Bearer ", token.as_bytes()]) }
+                LoadedCredential::Header {
+                    name: AUTHORIZATION,
+                    value: joined(&[b"Bearer ", token.as_bytes()]),
+                }
             }
             HttpCredential::Basic { username, password_file } => {
                 let password = line("password-file", password_file)?;
                 let pair = joined(&[username.as_bytes(), b":", password.as_bytes()]);
                 let encoded = Zeroizing::new(BASE64.encode(&*pair));
-                Kind::Header {
+                LoadedCredential::Header {
                     name: AUTHORIZATION,
                     value: joined(&[b"Basic ", encoded.as_bytes()]),
                 }
@@ -97,7 +100,7 @@ impl Credential {
                         ),
                     )
                 })?;
-                Kind::Header { name: header, value: joined(&[value.as_bytes()]) }
+                LoadedCredential::Header { name: header, value: joined(&[value.as_bytes()]) }
             }
             HttpCredential::AwsSigv4 {
                 access_key_file,
@@ -115,14 +118,14 @@ impl Credential {
                     secret_key: line("secret-key-file", secret_key_file)?.to_string(),
                     token: token.map(|token| token.to_string()),
                 });
-                Kind::Aws { keys, region: region.clone(), service: service.clone() }
+                LoadedCredential::Aws { keys, region: region.clone(), service: service.clone() }
             }
         })))
     }
 
     /// Returns whether it covers the body, which then has to be read completely first.
     pub(super) fn covers_body(&self) -> bool {
-        matches!(self.0, Kind::Aws { .. })
+        matches!(self.0, LoadedCredential::Aws { .. })
     }
 
     /// Adds it to the headers of a request. `digest` is the SHA-256 of the body, for a credential
@@ -138,14 +141,14 @@ impl Credential {
         headers: &mut HeaderMap,
     ) -> Result<(), &'static str> {
         match &self.0 {
-            Kind::Header { name, value } => {
+            LoadedCredential::Header { name, value } => {
                 let mut value = HeaderValue::from_bytes(value)
                     .map_err(|_| "its credential is not valid in a header")?;
                 value.set_sensitive(true);
                 headers.insert(name.clone(), value);
                 Ok(())
             }
-            Kind::Aws { keys, region, service } => {
+            LoadedCredential::Aws { keys, region, service } => {
                 // The signer would panic on an invalid URL.
                 url::Url::parse(&uri.to_string()).map_err(|_| "its URL cannot be signed")?;
                 let mut request = HttpRequest::new(HttpRequestBody::empty());

@@ -30,9 +30,9 @@ pub use canned::Requested;
 use credential::Credential;
 pub use problem::stream_error_code;
 use resolve::{Resolve, System};
-pub use send::{Answer, Exchange};
+pub use send::{Exchange, HttpResponse};
 
-use crate::{Finding, SandboxNeeds, Service};
+use crate::{SandboxNeeds, Service, ServiceFinding};
 use hookrun_config::http::Scheme;
 use hookrun_config::{Config, Grant, HttpCredential, HttpGrant, KeyError};
 use hookrun_nix::dirs::Dirs;
@@ -59,15 +59,15 @@ impl Service for Client {
         Self::in_memory(config)
     }
 
-    fn check(&self, config: &Config, _dirs: &Dirs) -> Vec<Finding> {
+    fn check(&self, config: &Config, _dirs: &Dirs) -> Vec<ServiceFinding> {
         let grants = config.plugins.iter().flat_map(|(plugin, settings)| {
             settings.grant.http.iter().map(move |grant| (plugin, grant))
         });
         let checked = |(plugin, grant): (&String, &HttpGrant)| {
-            let place = grant.place.as_ref().map(ToString::to_string).unwrap_or_default();
-            self.check(plugin, grant).map(|()| format!("plugin {plugin}: http {place}"))
+            let url = grant.url.as_ref().map(ToString::to_string).unwrap_or_default();
+            self.check(plugin, grant).map(|()| format!("plugin {plugin}: http {url}"))
         };
-        grants.map(checked).map(Finding::of).collect()
+        grants.map(checked).map(ServiceFinding::of).collect()
     }
 
     fn sandbox_needs(&self, grant: &Grant, _dirs: &Dirs) -> SandboxNeeds {
@@ -94,9 +94,8 @@ impl Client {
                 Some((name.clone(), Credential::load(name, config.http_credentials.get(name)?)))
             })
             .collect();
-        let secure = |grant: &&HttpGrant| {
-            grant.place.as_ref().is_some_and(|place| place.scheme == Scheme::Https)
-        };
+        let secure =
+            |grant: &&HttpGrant| grant.url.as_ref().is_some_and(|url| url.scheme == Scheme::Https);
         let files: BTreeSet<Option<PathBuf>> =
             grants().filter(secure).map(|grant| grant.ca_file.clone()).collect();
         let trust =

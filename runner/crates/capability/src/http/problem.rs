@@ -15,7 +15,7 @@ use hookrun_config::{Limit, Limits};
 
 /// The reason why a request has no response.
 #[derive(Debug, Clone)]
-pub struct Problem {
+pub struct HttpProblem {
     /// The code for the guest.
     pub code: ErrorCode,
     /// The message for the log: the request, the error and the fix.
@@ -24,7 +24,7 @@ pub struct Problem {
     pub reported: bool,
 }
 
-impl Problem {
+impl HttpProblem {
     /// Returns a problem with a code and a sentence.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), reported: false }
@@ -50,8 +50,8 @@ impl Problem {
     }
 }
 
-impl From<Problem> for Error {
-    fn from(problem: Problem) -> Self {
+impl From<HttpProblem> for Error {
+    fn from(problem: HttpProblem) -> Self {
         problem.code.into()
     }
 }

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use futures_util::future::BoxFuture;
 
-use super::address::{self, Kind};
+use super::address::{self, AddressKind};
 use hookrun_config::HttpGrant;
-use hookrun_config::http::{Host, Place};
+use hookrun_config::http::{Host, HttpUrl};
 
 /// Looks names up. Tests replace it.
 pub trait Resolve: std::fmt::Debug + Send + Sync {
@@ -38,28 +38,28 @@ pub enum Unreachable {
     /// The name has no address.
     Nothing,
     /// No address is permitted; this is the first one.
-    Prohibited(IpAddr, Kind),
+    Prohibited(IpAddr, AddressKind),
 }
 
-/// Returns the addresses of `place` that `grant` permits. Connections must be made to exactly
+/// Returns the addresses of `url` that `grant` permits. Connections must be made to exactly
 /// these.
 ///
 /// # Errors
 /// Returns an error if no address is permitted.
 pub async fn permitted(
     resolver: &dyn Resolve,
-    place: &Place,
+    url: &HttpUrl,
     grant: &HttpGrant,
 ) -> Result<Vec<SocketAddr>, Unreachable> {
-    let found = match &place.host {
+    let found = match &url.host {
         Host::Address(address) => vec![*address],
         Host::Name(name) => resolver.addresses(name).await.map_err(Unreachable::LookUp)?,
     };
     let mut prohibited = None;
     let mut addresses = Vec::new();
     for address in found {
-        match address::permitted(address, &place.host, grant) {
-            Ok(()) => addresses.push(SocketAddr::new(address, place.port)),
+        match address::permitted(address, &url.host, grant) {
+            Ok(()) => addresses.push(SocketAddr::new(address, url.port)),
             Err(kind) => {
                 prohibited.get_or_insert(Unreachable::Prohibited(address, kind));
             }

@@ -20,8 +20,8 @@ use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
-use super::body::{About, Metered, Patience, header_bytes};
-use super::problem::{Problem, response_error};
+use super::body::{About, Metered, WaitLimit, header_bytes};
+use super::problem::{HttpProblem, response_error};
 use super::resolve::{self, Unreachable};
 use super::{Client, tls};
 use hookrun_config::http::{HttpTarget, Scheme};
@@ -40,7 +40,7 @@ const MAX_FIELDS: usize = 1000;
 const MIN_BUFFER: usize = 256 << 10;
 
 /// A response and the task that drives its connection.
-pub type Answer = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
+pub type HttpResponse = (Response<WasiBody>, AbortOnDropJoinHandle<()>);
 
 /// One request that its grant covers.
 pub struct Exchange {
@@ -63,7 +63,7 @@ impl Exchange {
     ///
     /// # Errors
     /// Returns an error if there is no response.
-    pub async fn run(self, body: Option<WasiBody>) -> Result<Answer, Error> {
+    pub async fn run(self, body: Option<WasiBody>) -> Result<HttpResponse, Error> {
         let about = self.about.clone();
         self.answer(body).await.map_err(|mut problem| {
             about.report(&mut problem);
@@ -71,13 +71,13 @@ impl Exchange {
         })
     }
 
-    async fn answer(mut self, body: Option<WasiBody>) -> Result<Answer, Problem> {
+    async fn answer(mut self, body: Option<WasiBody>) -> Result<HttpResponse, HttpProblem> {
         let slot = self.slot.take().ok_or_else(|| {
             self.about.limit(Limit::HttpConnections, None, ErrorCode::ConnectionLimitReached)
         })?;
         self.check_headers(body.is_some())?;
         self.check_credential()?;
-        let authority = HeaderValue::try_from(self.target.place.authority());
+        let authority = HeaderValue::try_from(self.target.url.authority());
         self.headers.insert(
             HOST,
             authority.map_err(|_| self.invalid("its host is not valid in a header"))?,
@@ -96,13 +96,13 @@ impl Exchange {
         self.send(stream, body, &failed, slot).await
     }
 
-    fn invalid(&self, what: &str) -> Problem {
+    fn invalid(&self, what: &str) -> HttpProblem {
         self.about.problem(ErrorCode::HttpRequestUriInvalid, what)
     }
 
     /// Checks the size of the header section, and Content-Length, the only header that frames the
     /// body. The guest's map holds at most one Content-Length, which consists of digits.
-    fn check_headers(&self, has_body: bool) -> Result<(), Problem> {
+    fn check_headers(&self, has_body: bool) -> Result<(), HttpProblem> {
         let line = self.target.method.len() + self.path_and_query.len() + " HTTP/1.1\r\n ".len();
         let bytes = header_bytes(&self.headers) + line as u64;
         let shown = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
@@ -129,7 +129,7 @@ impl Exchange {
     }
 
     /// Checks that the guest does not set the header of the credential.
-    fn check_credential(&self) -> Result<(), Problem> {
+    fn check_credential(&self) -> Result<(), HttpProblem> {
         let Some(name) = &self.grant.credential else { return Ok(()) };
         let own = self.headers.keys().find(|header| self.client.sets(name, header.as_str()));
         match own {
@@ -148,8 +148,8 @@ impl Exchange {
     async fn completed(
         &mut self,
         body: Metered,
-        failed: &OnceLock<Problem>,
-    ) -> Result<WasiBody, Problem> {
+        failed: &OnceLock<HttpProblem>,
+    ) -> Result<WasiBody, HttpProblem> {
         let Some(name) = &self.grant.credential else { return Ok(body.boxed_unsync()) };
         let credential = self
             .client
@@ -165,9 +165,8 @@ impl Exchange {
         } else {
             body.boxed_unsync()
         };
-        let place = &self.target.place;
-        let url =
-            format!("{}://{}{}", place.scheme.as_str(), place.authority(), self.path_and_query);
+        let url = &self.target.url;
+        let url = format!("{}://{}{}", url.scheme.as_str(), url.authority(), self.path_and_query);
         let url = url.parse::<Uri>().map_err(|_| self.invalid("its URL is malformed"))?;
         credential
             .apply(&method, &url, &digest, &mut self.headers)
@@ -177,24 +176,27 @@ impl Exchange {
 
     /// Returns the reason why a request's body ended: its own problem, or one that describes the
     /// error.
-    fn ended(&self, failed: &OnceLock<Problem>, _error: Error) -> Problem {
+    fn ended(&self, failed: &OnceLock<HttpProblem>, _error: Error) -> HttpProblem {
         failed.get().cloned().unwrap_or_else(|| {
             self.about.problem(ErrorCode::HttpProtocolError, "its body broke off")
         })
     }
 
     /// Connects to an address that was checked, with TLS if the scheme requires it.
-    async fn connect(&self) -> Result<Stream, Problem> {
-        let patience =
-            Patience::new(&self.about.limits, Limit::HttpConnectTime, self.options.connect_timeout);
+    async fn connect(&self) -> Result<Stream, HttpProblem> {
+        let patience = WaitLimit::new(
+            &self.about.limits,
+            Limit::HttpConnectTime,
+            self.options.connect_timeout,
+        );
         tokio::time::timeout(patience.time, self.connected(patience))
             .await
             .unwrap_or_else(|_| Err(patience.problem(&self.about, ErrorCode::ConnectionTimeout)))
     }
 
-    async fn connected(&self, patience: Patience) -> Result<Stream, Problem> {
-        let place = &self.target.place;
-        let found = resolve::permitted(self.client.resolver(), place, &self.grant).await;
+    async fn connected(&self, patience: WaitLimit) -> Result<Stream, HttpProblem> {
+        let url = &self.target.url;
+        let found = resolve::permitted(self.client.resolver(), url, &self.grant).await;
         let addresses = found.map_err(|unreachable| self.unreachable(&unreachable))?;
         let each = patience.time / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
         let mut last = None;
@@ -223,26 +225,26 @@ impl Exchange {
         })
     }
 
-    async fn secured(&self, stream: TcpStream, address: SocketAddr) -> Result<Stream, Problem> {
+    async fn secured(&self, stream: TcpStream, address: SocketAddr) -> Result<Stream, HttpProblem> {
         // Without Nagle's algorithm a request and its response are not delayed.
         drop(stream.set_nodelay(true));
-        if self.target.place.scheme == Scheme::Http {
+        if self.target.url.scheme == Scheme::Http {
             return Ok(Stream::Plain(stream));
         }
         let configuration =
             |message: &str| self.about.problem(ErrorCode::ConfigurationError, message);
         let trust = self.client.trust(self.grant.ca_file.as_deref()).map_err(configuration)?;
-        let secured = tls::connect(trust, &self.target.place.host, stream).await;
+        let secured = tls::connect(trust, &self.target.url.host, stream).await;
         secured.map(|stream| Stream::Tls(Box::new(stream))).map_err(|(code, what)| {
             let fix = "check the url, or name the server's authority by `ca-file = \"/path\"` in the grant";
             self.about.problem(code, &format!("{what} at {address}; {fix}"))
         })
     }
 
-    fn unreachable(&self, unreachable: &Unreachable) -> Problem {
-        let host = &self.target.place.host;
+    fn unreachable(&self, unreachable: &Unreachable) -> HttpProblem {
+        let host = &self.target.url.host;
         match unreachable {
-            Unreachable::LookUp(error) => Problem::dns(
+            Unreachable::LookUp(error) => HttpProblem::dns(
                 "lookup failed",
                 self.about
                     .problem(
@@ -251,7 +253,7 @@ impl Exchange {
                     )
                     .message,
             ),
-            Unreachable::Nothing => Problem::dns(
+            Unreachable::Nothing => HttpProblem::dns(
                 "no address",
                 self.about
                     .problem(
@@ -261,7 +263,7 @@ impl Exchange {
                     .message,
             ),
             Unreachable::Prohibited(address, kind) => {
-                let url = self.grant.place.as_ref().map(|place| format!(" beside `url = \"{place}\"`")).unwrap_or_default();
+                let url = self.grant.url.as_ref().map(|url| format!(" beside `url = \"{url}\"`")).unwrap_or_default();
                 let what = format!(
                     "`{host}` is {address}, {}, which is not reached; to allow it, write `address = [\"{address}\"]`{url} under \
                      [[plugins.{}.grant.http]]",
@@ -277,21 +279,21 @@ impl Exchange {
         self,
         stream: Stream,
         body: WasiBody,
-        failed: &OnceLock<Problem>,
+        failed: &OnceLock<HttpProblem>,
         slot: OwnedSemaphorePermit,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<HttpResponse, HttpProblem> {
         let mut request = Request::new(body);
         *request.method_mut() = Method::from_bytes(self.target.method.as_bytes())
             .map_err(|_| self.invalid("it has no method"))?;
         *request.uri_mut() =
             self.path_and_query.parse().map_err(|_| self.invalid("its path is malformed"))?;
         *request.headers_mut() = self.headers.clone();
-        let first_byte = Patience::new(
+        let first_byte = WaitLimit::new(
             &self.about.limits,
             Limit::HttpFirstByteTime,
             self.options.first_byte_timeout,
         );
-        let pause = Patience::new(
+        let pause = WaitLimit::new(
             &self.about.limits,
             Limit::HttpBetweenBytesTime,
             self.options.between_bytes_timeout,
@@ -353,7 +355,7 @@ impl Exchange {
 
     /// Returns the problem that an error of the connection stands for. Its text is hyper's own,
     /// never the server's.
-    fn broken(&self, error: &hyper::Error) -> Problem {
+    fn broken(&self, error: &hyper::Error) -> HttpProblem {
         if error.is_parse_too_large() {
             let code = ErrorCode::HttpResponseHeaderSectionSize(None);
             return self.about.limit(Limit::HttpHeaderBytes, None, code);

@@ -26,7 +26,7 @@ pub use message::{Captured, Message, Refusal, Sent};
 pub use sendmail::ProgramMail;
 pub use settings::check;
 
-use super::{CapabilityError, ErrorKind, Finding, SandboxNeeds, Service};
+use super::{CapabilityError, ErrorKind, SandboxNeeds, Service, ServiceFinding};
 use error::quoted;
 use hookrun_config::{self as config, Config, Grant, KeyError};
 use hookrun_nix::dirs::Dirs;
@@ -74,10 +74,10 @@ impl Service for Mailer {
         Self::capturing(config, dirs)
     }
 
-    fn check(&self, config: &Config, dirs: &Dirs) -> Vec<Finding> {
+    fn check(&self, config: &Config, dirs: &Dirs) -> Vec<ServiceFinding> {
         let mut findings = Vec::new();
-        findings.extend(check(config, dirs).err().map(Finding::Problem));
-        findings.extend(clear_text_passwords(config).into_iter().map(Finding::Warning));
+        findings.extend(check(config, dirs).err().map(ServiceFinding::Problem));
+        findings.extend(clear_text_passwords(config).into_iter().map(ServiceFinding::Warning));
         findings.extend(readable_files(config));
         findings
     }

@@ -28,13 +28,13 @@ const MAX_SIZE: u64 = 1 << 20;
 pub(super) struct Progress {
     /// The file. `None` for a message without an identity.
     path: Option<PathBuf>,
-    seen: Seen,
+    seen: DeliveryRecord,
     changed: bool,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
-struct Seen {
+struct DeliveryRecord {
     /// The recipients that have the message.
     delivered: Vec<String>,
     /// The recipients that were refused permanently.

@@ -7,7 +7,7 @@ use super::recipients::{own_recipients, recipient};
 use super::sendmail::{self, Sendmail};
 use super::smtp::Smtp;
 use super::{Transport, compose};
-use crate::Finding;
+use crate::ServiceFinding;
 use hookrun_config::{self as config, Config, KeyError, MailTransport};
 use hookrun_nix::dirs::Dirs;
 
@@ -62,12 +62,12 @@ pub(super) fn clear_text_passwords(config: &Config) -> Vec<KeyError> {
 }
 
 /// Checks that the files of transports can be opened. The check does not need their content.
-pub(super) fn readable_files(config: &Config) -> Vec<Finding> {
+pub(super) fn readable_files(config: &Config) -> Vec<ServiceFinding> {
     let mut findings = Vec::new();
     for (name, mail) in &config.mail {
         for (key, file) in [("password-file", &mail.password_file), ("ca-file", &mail.ca_file)] {
             let Some(file) = file else { continue };
-            findings.push(Finding::of(match std::fs::File::open(file) {
+            findings.push(ServiceFinding::of(match std::fs::File::open(file) {
                 Ok(_) => Ok(format!("mail {name}: {key} is readable")),
                 Err(error) => Err(KeyError::new(
                     &["mail", name, key],

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{CapabilityError, Service};
-use crate::{PluginContext, Scope};
+use crate::{EventScope, PluginContext};
 use hookrun_config::{Config, Limit, Plugin, StoreScope};
 use hookrun_nix::database::PathInfo;
 use hookrun_nix::derivation::Derivation;
@@ -35,7 +35,7 @@ pub struct Nar {
 
 /// One entry of a directory in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct DirectoryEntry {
     /// The file name. Bytes that are not UTF-8 are shown as U+FFFD.
     pub name: String,
     /// `regular`, `directory` or `symlink`.
@@ -79,7 +79,7 @@ pub trait Backend: std::fmt::Debug + Send + Sync {
         path: &str,
         relative: &str,
         budget: &mut Budget,
-    ) -> Result<Vec<Entry>, CapabilityError>;
+    ) -> Result<Vec<DirectoryEntry>, CapabilityError>;
     /// Reads at most `length` bytes of the regular file `relative` below `path`, from `offset`.
     ///
     /// # Errors
@@ -98,12 +98,12 @@ pub trait Backend: std::fmt::Debug + Send + Sync {
 /// The stores of an installation: one for each Nix that calls hooks, or an invented one for tests.
 #[derive(Debug)]
 pub struct NixStores {
-    place: Place,
+    place: StoreBackend,
     reaches: Mutex<BTreeMap<Vec<String>, Arc<HashSet<String>>>>,
 }
 
 #[derive(Debug)]
-enum Place {
+enum StoreBackend {
     Real,
     Sample(Arc<sample::Sample>),
 }
@@ -125,19 +125,22 @@ impl Service for NixStores {
 
 impl NixStores {
     pub fn real() -> Self {
-        Self { place: Place::Real, reaches: Mutex::default() }
+        Self { place: StoreBackend::Real, reaches: Mutex::default() }
     }
 
     /// Creates one invented store, for `hookrun test`.
     pub fn sample() -> Self {
-        Self { place: Place::Sample(Arc::new(sample::Sample::new())), reaches: Mutex::default() }
+        Self {
+            place: StoreBackend::Sample(Arc::new(sample::Sample::new())),
+            reaches: Mutex::default(),
+        }
     }
 
     /// Returns the store of the Nix with these directories.
     pub fn at(&self, dirs: &NixDirs) -> Arc<dyn Backend> {
         match &self.place {
-            Place::Real => Arc::new(real::Real::new(dirs.clone())),
-            Place::Sample(sample) => sample.clone(),
+            StoreBackend::Real => Arc::new(real::Real::new(dirs.clone())),
+            StoreBackend::Sample(sample) => sample.clone(),
         }
     }
 
@@ -160,14 +163,14 @@ pub struct StoreScopeCheck {
     stores: Arc<NixStores>,
     backend: Arc<dyn Backend>,
     granted: StoreScope,
-    scope: Scope,
+    scope: EventScope,
     plugin: String,
     config_file: std::path::PathBuf,
 }
 
 impl StoreScopeCheck {
     /// Creates the check for a run of `plugin` for the event with `scope`.
-    pub fn new(stores: &Arc<NixStores>, plugin: &PluginContext, scope: &Scope) -> Self {
+    pub fn new(stores: &Arc<NixStores>, plugin: &PluginContext, scope: &EventScope) -> Self {
         Self {
             backend: stores.at(&scope.nix),
             stores: stores.clone(),

@@ -1,6 +1,6 @@
 //! The store of a Nix on this machine: its database, and the files below its store directory.
 
-use super::{Backend, Budget, Entry, TakeInfo, tree};
+use super::{Backend, Budget, DirectoryEntry, TakeInfo, tree};
 use crate::CapabilityError;
 use hookrun_nix::database::{Database, DatabaseError};
 use hookrun_nix::derivation::{Derivation, DerivationError, MAX_SIZE};
@@ -40,7 +40,7 @@ impl Backend for Real {
         path: &str,
         relative: &str,
         budget: &mut Budget,
-    ) -> Result<Vec<Entry>, CapabilityError> {
+    ) -> Result<Vec<DirectoryEntry>, CapabilityError> {
         tree::list(&self.dirs.real_path(path), relative, budget)
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use nix_archive::nar::Encoder;
 
-use super::{Backend, Budget, Entry, TakeInfo, tree};
+use super::{Backend, Budget, DirectoryEntry, TakeInfo, tree};
 use crate::CapabilityError;
 use hookrun_nix::database::PathInfo;
 use hookrun_nix::derivation::{Derivation, DerivationOutput};
@@ -187,17 +187,17 @@ impl Tree {
         }
     }
 
-    fn entry(&self, name: &str) -> Entry {
+    fn entry(&self, name: &str) -> DirectoryEntry {
         let name = name.to_owned();
         match self {
-            Self::File { executable, contents } => Entry {
+            Self::File { executable, contents } => DirectoryEntry {
                 name,
                 kind: "regular",
                 size: contents.len() as u64,
                 executable: *executable,
                 target: None,
             },
-            Self::Link(target) => Entry {
+            Self::Link(target) => DirectoryEntry {
                 name,
                 kind: "symlink",
                 size: 0,
@@ -205,7 +205,7 @@ impl Tree {
                 target: Some((*target).to_owned()),
             },
             Self::Directory(_) => {
-                Entry { name, kind: "directory", size: 0, executable: false, target: None }
+                DirectoryEntry { name, kind: "directory", size: 0, executable: false, target: None }
             }
         }
     }
@@ -265,7 +265,7 @@ impl Backend for Sample {
         path: &str,
         relative: &str,
         _: &mut Budget,
-    ) -> Result<Vec<Entry>, CapabilityError> {
+    ) -> Result<Vec<DirectoryEntry>, CapabilityError> {
         match self.find(path, relative)? {
             Tree::Directory(entries) => {
                 Ok(entries.iter().map(|(name, tree)| tree.entry(name)).collect())

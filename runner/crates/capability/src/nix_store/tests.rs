@@ -19,7 +19,7 @@ fn reach(granted: StoreScope, paths: &[&str]) -> StoreScopeCheck {
         },
     };
     let nix = NixDirs::new("/nix/store", "/nowhere", "/nowhere");
-    let scope = Scope {
+    let scope = EventScope {
         nix,
         paths: paths.iter().map(|path| (*path).to_owned()).collect(),
         event: String::new(),

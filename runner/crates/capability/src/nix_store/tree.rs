@@ -1,4 +1,5 @@
-//! Reads below one store path: beneath a descriptor of its store directory, never through a symlink.
+//! Reads below one store path: beneath a descriptor of its store directory, never through a
+//! symlink.
 //!
 //! The kernel resolves the whole path in one step that cannot leave the descriptor ([`openat2(2)`],
 //! Linux 5.6), so that a symlink that is created between a check and a use has no effect. If
@@ -19,7 +20,7 @@ use hookrun_system::descriptor::{self, LOCATE};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Budget, Entry};
+use super::{Budget, DirectoryEntry};
 use crate::CapabilityError;
 
 /// Maximum number of entries of one directory. The largest ones of Nixpkgs have about ten thousand.
@@ -159,7 +160,7 @@ pub(super) fn list(
     path: &Path,
     relative: &str,
     budget: &mut Budget,
-) -> Result<Vec<Entry>, CapabilityError> {
+) -> Result<Vec<DirectoryEntry>, CapabilityError> {
     let shown = shown(path, relative);
     let directory = open(path, relative, OFlags::DIRECTORY)?;
     let failed =
@@ -192,8 +193,8 @@ pub(super) fn list(
         let regular = kind == "regular";
         let name = name.to_string_lossy().into_owned();
         let target_length = target.as_ref().map_or(0, String::len);
-        budget.take((size_of::<Entry>() + name.len() + target_length) as u64)?;
-        entries.push(Entry {
+        budget.take((size_of::<DirectoryEntry>() + name.len() + target_length) as u64)?;
+        entries.push(DirectoryEntry {
             name,
             kind,
             size: if regular { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 },

@@ -46,7 +46,7 @@ use self::open::Open;
 use self::present::{Present, Uploads};
 use self::requests::{check_content_type, contents, exists, path, put_options, read};
 use self::transfers::Transfers;
-use super::{CapabilityError, ErrorKind, Finding, SandboxNeeds, Service};
+use super::{CapabilityError, ErrorKind, SandboxNeeds, Service, ServiceFinding};
 use hookrun_config::{self as config, Config, Grant, KeyError};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::outcome::Transfer;
@@ -92,7 +92,7 @@ impl Service for ObjectStores {
         Self::in_memory(config, dirs)
     }
 
-    fn check(&self, config: &Config, dirs: &Dirs) -> Vec<Finding> {
+    fn check(&self, config: &Config, dirs: &Dirs) -> Vec<ServiceFinding> {
         // A directory that is named and does not exist is reported by a trial as the user that runs
         // plugins, and not made here.
         let there = |name: &&String| self.needs_of(name).missing_directory(dirs).is_none();
@@ -100,7 +100,7 @@ impl Service for ObjectStores {
             Ok(place) => Ok(format!("object store {name}: {place}")),
             Err(error) => Err(KeyError::new(&["object-stores", name], error.message)),
         };
-        config.object_stores.keys().filter(there).map(checked).map(Finding::of).collect()
+        config.object_stores.keys().filter(there).map(checked).map(ServiceFinding::of).collect()
     }
 
     fn sandbox_needs(&self, grant: &Grant, _dirs: &Dirs) -> SandboxNeeds {

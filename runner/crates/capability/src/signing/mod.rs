@@ -19,7 +19,7 @@ use nix_narinfo::NarInfo;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::{CapabilityError, Finding, Service};
+use super::{CapabilityError, Service, ServiceFinding};
 use hookrun_config::{Config, Grant, KeyError};
 use hookrun_nix::database::PathInfo;
 use hookrun_nix::dirs::Dirs;
@@ -43,12 +43,12 @@ struct Loaded {
     key: Arc<ed25519_dalek::SigningKey>,
     /// The stamp of the file. `None` if the key is kept forever, because the file cannot be read
     /// any more.
-    stamp: Option<Stamp>,
+    stamp: Option<KeyFileStamp>,
 }
 
 /// Identifies the content of a file: device, inode, size, seconds and nanoseconds of the last
 /// change.
-type Stamp = (u64, u64, u64, i64, i64);
+type KeyFileStamp = (u64, u64, u64, i64, i64);
 
 impl Service for SigningKeys {
     fn configure(config: &Config, _dirs: &Dirs) -> Self {
@@ -59,12 +59,12 @@ impl Service for SigningKeys {
         Self::throwaway(config)
     }
 
-    fn check(&self, config: &Config, _dirs: &Dirs) -> Vec<Finding> {
+    fn check(&self, config: &Config, _dirs: &Dirs) -> Vec<ServiceFinding> {
         let checked = |name: &String| match self.public_key(name) {
             Ok(public) => Ok(format!("signing key {public}")),
             Err(error) => Err(KeyError::new(&["signing-keys", name, "file"], error.message)),
         };
-        config.signing_keys.keys().map(checked).map(Finding::of).collect()
+        config.signing_keys.keys().map(checked).map(ServiceFinding::of).collect()
     }
 
     fn hold_secrets(&self, _plugin: &str, grant: &Grant) -> Result<(), KeyError> {
@@ -172,7 +172,7 @@ fn unreadable(name: &str, file: &Path, error: &std::io::Error) -> CapabilityErro
     )
 }
 
-fn stamp(name: &str, file: &Path) -> Result<Stamp, CapabilityError> {
+fn stamp(name: &str, file: &Path) -> Result<KeyFileStamp, CapabilityError> {
     let metadata = std::fs::metadata(file).map_err(|error| unreadable(name, file, &error))?;
     Ok((metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }

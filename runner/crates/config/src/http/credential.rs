@@ -94,14 +94,14 @@ pub const AWS_HEADERS: [&str; 4] =
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Kind {
+enum CredentialKind {
     Bearer,
     Basic,
     Header,
     AwsSigv4,
 }
 
-impl Kind {
+impl CredentialKind {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Bearer => "bearer",
@@ -117,7 +117,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) struct CredentialTable {
-    kind: Kind,
+    kind: CredentialKind,
     token_file: Option<PathBuf>,
     username: Option<String>,
     password_file: Option<PathBuf>,
@@ -147,16 +147,16 @@ impl CredentialTable {
             service,
         } = self;
         let of = [
-            ("token-file", token_file.is_some(), Kind::Bearer),
-            ("username", username.is_some(), Kind::Basic),
-            ("password-file", password_file.is_some(), Kind::Basic),
-            ("header", header.is_some(), Kind::Header),
-            ("value-file", value_file.is_some(), Kind::Header),
-            ("access-key-file", access_key_file.is_some(), Kind::AwsSigv4),
-            ("secret-key-file", secret_key_file.is_some(), Kind::AwsSigv4),
-            ("session-token-file", session_token_file.is_some(), Kind::AwsSigv4),
-            ("region", region.is_some(), Kind::AwsSigv4),
-            ("service", service.is_some(), Kind::AwsSigv4),
+            ("token-file", token_file.is_some(), CredentialKind::Bearer),
+            ("username", username.is_some(), CredentialKind::Basic),
+            ("password-file", password_file.is_some(), CredentialKind::Basic),
+            ("header", header.is_some(), CredentialKind::Header),
+            ("value-file", value_file.is_some(), CredentialKind::Header),
+            ("access-key-file", access_key_file.is_some(), CredentialKind::AwsSigv4),
+            ("secret-key-file", secret_key_file.is_some(), CredentialKind::AwsSigv4),
+            ("session-token-file", session_token_file.is_some(), CredentialKind::AwsSigv4),
+            ("region", region.is_some(), CredentialKind::AwsSigv4),
+            ("service", service.is_some(), CredentialKind::AwsSigv4),
         ];
         if let Some((key, _, other)) = of.iter().find(|(_, set, of)| *set && *of != kind) {
             let other = other.as_str();
@@ -177,10 +177,10 @@ impl CredentialTable {
             )
         };
         Ok(match kind {
-            Kind::Bearer => HttpCredential::Bearer {
+            CredentialKind::Bearer => HttpCredential::Bearer {
                 token_file: token_file.ok_or_else(|| missing("token-file", "/path"))?,
             },
-            Kind::Basic => {
+            CredentialKind::Basic => {
                 let username = username.ok_or_else(|| missing("username", "NAME"))?;
                 // RFC 7617 section 2: the first colon ends the user name.
                 if username.contains(':') || username.chars().any(char::is_control) {
@@ -197,7 +197,7 @@ impl CredentialTable {
                         .ok_or_else(|| missing("password-file", "/path"))?,
                 }
             }
-            Kind::Header => {
+            CredentialKind::Header => {
                 let header = header.ok_or_else(|| missing("header", "x-api-key"))?;
                 let token = !header.is_empty()
                     && header
@@ -216,7 +216,7 @@ impl CredentialTable {
                     value_file: value_file.ok_or_else(|| missing("value-file", "/path"))?,
                 }
             }
-            Kind::AwsSigv4 => HttpCredential::AwsSigv4 {
+            CredentialKind::AwsSigv4 => HttpCredential::AwsSigv4 {
                 access_key_file: access_key_file
                     .ok_or_else(|| missing("access-key-file", "/path"))?,
                 secret_key_file: secret_key_file

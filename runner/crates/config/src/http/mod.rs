@@ -17,16 +17,16 @@ use serde::de::Error as _;
 
 pub(super) use credential::CredentialTable;
 pub use credential::{AWS_HEADERS, HttpCredential};
-pub use url::{Flaw, Host, Place, Scheme};
+pub use url::{Flaw, Host, HttpUrl, Scheme};
 
 /// One element of `http` in `[plugins.NAME.grant]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(remote = "Self", rename_all = "kebab-case", deny_unknown_fields)]
 pub struct HttpGrant {
-    /// The place to which requests may be sent. The key is required. `None` means everywhere, which
+    /// The URL to which requests may be sent. The key is required. `None` means everywhere, which
     /// only `hookrun test` grants to a plugin that is in no configuration.
-    #[serde(rename = "url", deserialize_with = "required_place")]
-    pub place: Option<Place>,
+    #[serde(deserialize_with = "required_url")]
+    pub url: Option<HttpUrl>,
     /// Request methods, as they are sent.
     #[serde(default = "default_methods", deserialize_with = "methods")]
     pub methods: Vec<String>,
@@ -42,8 +42,8 @@ pub struct HttpGrant {
 /// `GET, POST https://api.example.org/v1/`
 impl fmt::Display for HttpGrant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Some(place) => write!(f, "{} {place}", self.methods.join(", ")),
+        match &self.url {
+            Some(url) => write!(f, "{} {url}", self.methods.join(", ")),
             None => f.write_str("everything"),
         }
     }
@@ -57,30 +57,30 @@ const DEFAULT_METHODS: [&str; 2] = ["GET", "HEAD"];
 /// the request with the host's credential (RFC 9110 section 9.3.8).
 const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
 
-/// The method and the place of one request.
+/// The method and the URL of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpTarget {
     /// The method, as it is sent.
     pub method: String,
-    pub place: Place,
+    pub url: HttpUrl,
 }
 
 impl fmt::Display for HttpTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}{}", self.method, self.place.origin(), self.place.path.as_str())
+        write!(f, "{} {}{}", self.method, self.url.origin(), self.url.path.as_str())
     }
 }
 
 /// The reason why no grant covers a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpMiss {
-    /// No grant covers the place.
-    Place(HttpTarget),
-    /// A grant covers the place but not the method.
+    /// No grant covers the URL.
+    Url(HttpTarget),
+    /// A grant covers the URL but not the method.
     Method {
         target: HttpTarget,
-        /// The place of the nearest grant.
-        grant: Place,
+        /// The URL of the nearest grant.
+        grant: HttpUrl,
         methods: Vec<String>,
     },
 }
@@ -90,7 +90,7 @@ impl HttpGrant {
     /// Such requests are not sent.
     pub fn everything() -> Self {
         Self {
-            place: None,
+            url: None,
             methods: Vec::new(),
             address: Vec::new(),
             ca_file: None,
@@ -98,16 +98,16 @@ impl HttpGrant {
         }
     }
 
-    fn covers(&self, place: &Place) -> bool {
-        self.place.as_ref().is_none_or(|granted| granted.covers(place))
+    fn covers(&self, url: &HttpUrl) -> bool {
+        self.url.as_ref().is_none_or(|granted| granted.covers(url))
     }
 
     fn allows(&self, method: &str) -> bool {
-        self.place.is_none() || self.methods.iter().any(|allowed| allowed == method)
+        self.url.is_none() || self.methods.iter().any(|allowed| allowed == method)
     }
 
     fn depth(&self) -> usize {
-        self.place.as_ref().map_or(0, Place::depth)
+        self.url.as_ref().map_or(0, HttpUrl::depth)
     }
 }
 
@@ -120,7 +120,7 @@ pub fn granting<'a>(
     grants: &'a [HttpGrant],
     target: &HttpTarget,
 ) -> Result<&'a HttpGrant, Box<HttpMiss>> {
-    let covering = || grants.iter().filter(|grant| grant.covers(&target.place));
+    let covering = || grants.iter().filter(|grant| grant.covers(&target.url));
     // `max_by_key` returns the last of equal elements, but the first one should count.
     let narrowest = |grants: &mut dyn DoubleEndedIterator<Item = &'a HttpGrant>| {
         grants.rev().max_by_key(|grant| grant.depth())
@@ -130,12 +130,12 @@ pub fn granting<'a>(
     }
     Err(Box::new(
         match narrowest(&mut covering())
-            .and_then(|grant| Some((grant.place.clone()?, &grant.methods)))
+            .and_then(|grant| Some((grant.url.clone()?, &grant.methods)))
         {
             Some((grant, methods)) => {
                 HttpMiss::Method { target: target.clone(), grant, methods: methods.clone() }
             }
-            None => HttpMiss::Place(target.clone()),
+            None => HttpMiss::Url(target.clone()),
         },
     ))
 }
@@ -147,7 +147,7 @@ impl HttpMiss {
             methods.iter().map(|method| format!("{method:?}")).collect::<Vec<_>>().join(", ")
         };
         let file = file.display();
-        let (Self::Place(target) | Self::Method { target, .. }) = self;
+        let (Self::Url(target) | Self::Method { target, .. }) = self;
         if NEVER.contains(&target.method.as_str()) {
             return format!(
                 "plugin `{plugin}` asked for http `{target}`, and no grant can give {}; its author must remove the request",
@@ -155,8 +155,8 @@ impl HttpMiss {
             );
         }
         match self {
-            Self::Place(target) => {
-                let HttpTarget { method, place } = target;
+            Self::Url(target) => {
+                let HttpTarget { method, url } = target;
                 let methods = if DEFAULT_METHODS.contains(&method.as_str()) {
                     String::new()
                 } else {
@@ -164,7 +164,7 @@ impl HttpMiss {
                 };
                 format!(
                     "plugin `{plugin}` has no grant for http `{target}`; write `[[plugins.{plugin}.grant.http]]` with \
-                     `url = \"{place}\"`{methods} in {file}"
+                     `url = \"{url}\"`{methods} in {file}"
                 )
             }
             Self::Method { target, grant, methods } => {
@@ -183,39 +183,39 @@ impl HttpMiss {
 /// Returns the TCP ports that these grants need, for a sandbox that allows connections to named
 /// ports only.
 pub fn ports(grants: &[HttpGrant]) -> BTreeSet<u16> {
-    grants.iter().filter_map(|grant| Some(grant.place.as_ref()?.port)).collect()
+    grants.iter().filter_map(|grant| Some(grant.url.as_ref()?.port)).collect()
 }
 
 /// Checks the keys in combination.
 impl<'de> Deserialize<'de> for HttpGrant {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let grant = Self::deserialize(deserializer)?;
-        let Self { place: Some(place), methods, ca_file, credential, .. } = &grant else {
+        let Self { url: Some(url), methods, ca_file, credential, .. } = &grant else {
             return Ok(grant);
         };
         if methods.is_empty() {
             return Err(D::Error::custom(format!(
-                "`methods` of `{place}` is empty; write `methods = [\"GET\"]`, or remove it"
+                "`methods` of `{url}` is empty; write `methods = [\"GET\"]`, or remove it"
             )));
         }
-        if ca_file.is_some() && place.scheme == Scheme::Http {
+        if ca_file.is_some() && url.scheme == Scheme::Http {
             return Err(D::Error::custom(format!(
-                "`ca-file` of `{place}` is for https:// only; write that, or remove `ca-file`"
+                "`ca-file` of `{url}` is for https:// only; write that, or remove `ca-file`"
             )));
         }
-        if credential.is_some() && place.scheme == Scheme::Http && !is_loopback(&place.host) {
+        if credential.is_some() && url.scheme == Scheme::Http && !is_loopback(&url.host) {
             return Err(D::Error::custom(format!(
-                "`{place}` would send a credential over the network in clear text; write `https://`, or remove `credential`"
+                "`{url}` would send a credential over the network in clear text; write `https://`, or remove `credential`"
             )));
         }
         Ok(grant)
     }
 }
 
-fn required_place<'de, D: serde::Deserializer<'de>>(
+fn required_url<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
-) -> Result<Option<Place>, D::Error> {
-    Place::deserialize(deserializer).map(Some)
+) -> Result<Option<HttpUrl>, D::Error> {
+    HttpUrl::deserialize(deserializer).map(Some)
 }
 
 fn default_methods() -> Vec<String> {
@@ -239,7 +239,7 @@ fn is_loopback(host: &Host) -> bool {
     }
 }
 
-impl<'de> Deserialize<'de> for Place {
+impl<'de> Deserialize<'de> for HttpUrl {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).map_err(|flaw| {

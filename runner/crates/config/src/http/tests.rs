@@ -1,7 +1,7 @@
 use super::*;
 
 fn target(method: &str, url: &str) -> HttpTarget {
-    HttpTarget { method: method.to_owned(), place: Place::parse(url).unwrap() }
+    HttpTarget { method: method.to_owned(), url: HttpUrl::parse(url).unwrap() }
 }
 
 fn grants(text: &str) -> Vec<HttpGrant> {

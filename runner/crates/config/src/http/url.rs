@@ -220,7 +220,7 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
 
 /// Scheme, host, port and path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct HttpUrl {
     pub scheme: Scheme,
     pub host: Host,
     pub port: u16,
@@ -228,12 +228,12 @@ pub struct Place {
     pub path: Path,
 }
 
-impl Place {
-    /// Returns the place of a request from the parts that WASI passes. `authority` is `host` or
+impl HttpUrl {
+    /// Returns the URL of a request from the parts that WASI passes. `authority` is `host` or
     /// `host:port`.
     ///
     /// # Errors
-    /// Returns the flaw of the place.
+    /// Returns the flaw of the URL.
     pub fn of(scheme: &str, authority: &str, path: &str) -> Result<Self, Flaw> {
         let scheme = Scheme::parse(scheme)?;
         if authority.contains('@') {
@@ -259,7 +259,7 @@ impl Place {
         Ok(Self { scheme, host: Host::parse(host)?, port, path: Path::parse(path)? })
     }
 
-    /// Parses the place of a grant: a URL without query and fragment.
+    /// Parses the URL of a grant: a URL without query and fragment.
     ///
     /// # Errors
     /// Returns the flaw of the URL.
@@ -272,7 +272,7 @@ impl Place {
         Self::of(scheme, authority, path)
     }
 
-    /// Returns whether `other` is this place or below it.
+    /// Returns whether `other` is this URL or below it.
     pub fn covers(&self, other: &Self) -> bool {
         self.scheme == other.scheme
             && self.host == other.host
@@ -301,14 +301,14 @@ impl Place {
     }
 }
 
-/// Writes the place as it would be written in a grant.
-impl fmt::Display for Place {
+/// Writes the URL as it would be written in a grant.
+impl fmt::Display for HttpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}{}", self.scheme.as_str(), self.authority(), self.path.as_str())
     }
 }
 
-/// The flaw of a place: a fragment that follows the text of the place and contains the fix.
+/// The flaw of a URL: a fragment that follows the text of the URL and contains the fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// The scheme is neither http nor https.

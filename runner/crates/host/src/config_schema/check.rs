@@ -1,5 +1,5 @@
-//! Checks that a schema is well-formed: each keyword has a value of the right type, and each pattern
-//! compiles.
+//! Checks that a schema is well-formed: each keyword has a value of the right type, and each
+//! pattern compiles.
 
 use std::collections::HashMap;
 
@@ -11,8 +11,8 @@ use super::shown;
 /// Maximum size of a compiled pattern in bytes; a pattern for a store path takes a few thousand.
 const MAX_PATTERN: usize = 1 << 20;
 
-/// The supported drafts. All keywords have the same meaning in each of them, except for `items` as a
-/// list, which only drafts before 2020-12 allow.
+/// The supported drafts. All keywords have the same meaning in each of them, except for `items` as
+/// a list, which only drafts before 2020-12 allow.
 const DRAFTS: [&str; 4] = [
     "json-schema.org/draft/2020-12/schema",
     "json-schema.org/draft/2019-09/schema",
@@ -23,7 +23,7 @@ const DRAFTS: [&str; 4] = [
 const TYPES: [&str; 7] = ["array", "boolean", "integer", "null", "number", "object", "string"];
 
 /// A schema that was found to be well-formed.
-pub(super) struct Checked<'a> {
+pub(super) struct CheckedSchema<'a> {
     pub(super) root: &'a Value,
     patterns: HashMap<&'a str, Regex>,
 }
@@ -34,7 +34,7 @@ pub(super) struct Malformed {
     pub(super) problem: String,
 }
 
-impl<'a> Checked<'a> {
+impl<'a> CheckedSchema<'a> {
     /// Checks a schema. Its references must be finite, and its size and depth within limits.
     pub(super) fn new(root: &'a Value) -> Result<Self, Malformed> {
         let mut checked = Self { root, patterns: HashMap::new() };

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 use serde_json::{Map, Number, Value};
 
-use super::check::Checked;
+use super::check::CheckedSchema;
 use super::shown;
 
 /// Maximum number of alternatives, allowed values and known keys in one message.
@@ -17,7 +17,7 @@ const ROUNDING: f64 = 1e-9;
 
 /// The first difference between a value and its schema.
 #[derive(Debug)]
-pub(super) struct Difference {
+pub(super) struct Mismatch {
     /// The keys that lead to the value.
     pub(super) keys: Vec<String>,
     pub(super) problem: String,
@@ -25,17 +25,17 @@ pub(super) struct Difference {
     pub(super) fix: String,
 }
 
-type Compared = Result<(), Difference>;
+type Compared = Result<(), Mismatch>;
 
 /// The position of a value in the table.
 #[derive(Clone, Copy)]
-struct Place<'p> {
-    parent: Option<&'p Place<'p>>,
+struct ValuePath<'p> {
+    parent: Option<&'p ValuePath<'p>>,
     key: &'p str,
 }
 
-impl Place<'_> {
-    const TOP: Self = Place { parent: None, key: "" };
+impl ValuePath<'_> {
+    const TOP: Self = ValuePath { parent: None, key: "" };
 
     fn keys(&self) -> Vec<String> {
         let mut keys: Vec<String> = std::iter::successors(Some(self), |place| place.parent)
@@ -47,25 +47,25 @@ impl Place<'_> {
     }
 
     fn differs(&self, problem: String) -> Compared {
-        Err(Difference { keys: self.keys(), problem, fix: "change it".to_owned() })
+        Err(Mismatch { keys: self.keys(), problem, fix: "change it".to_owned() })
     }
 }
 
 /// Returns the first difference.
-pub(super) fn difference(checked: &Checked<'_>, value: &Value) -> Option<Difference> {
-    Validator { checked }.compare(checked.root, value, &Place::TOP).err()
+pub(super) fn difference(checked: &CheckedSchema<'_>, value: &Value) -> Option<Mismatch> {
+    Validator { checked }.compare(checked.root, value, &ValuePath::TOP).err()
 }
 
 struct Validator<'a> {
-    checked: &'a Checked<'a>,
+    checked: &'a CheckedSchema<'a>,
 }
 
 impl Validator<'_> {
     fn allows(&self, schema: &Value, value: &Value) -> bool {
-        self.compare(schema, value, &Place::TOP).is_ok()
+        self.compare(schema, value, &ValuePath::TOP).is_ok()
     }
 
-    fn compare(&self, schema: &Value, value: &Value, place: &Place<'_>) -> Compared {
+    fn compare(&self, schema: &Value, value: &Value, place: &ValuePath<'_>) -> Compared {
         let keywords = match schema {
             Value::Object(keywords) => keywords,
             Value::Bool(false) => return place.differs("no value is allowed here".to_owned()),
@@ -87,7 +87,7 @@ impl Validator<'_> {
         self.combined(keywords, value, place)
     }
 
-    fn text(&self, keywords: &Map<String, Value>, text: &str, place: &Place<'_>) -> Compared {
+    fn text(&self, keywords: &Map<String, Value>, text: &str, place: &ValuePath<'_>) -> Compared {
         let length = text.chars().count();
         let value = || shown(&Value::from(text));
         if let Some(limit) = above(keywords, "maxLength", length) {
@@ -109,7 +109,7 @@ impl Validator<'_> {
         keywords: &Map<String, Value>,
         items: &[Value],
         value: &Value,
-        place: &Place<'_>,
+        place: &ValuePath<'_>,
     ) -> Compared {
         if let Some(limit) = above(keywords, "maxItems", items.len()) {
             return place.differs(format!("{} has more than {limit} items", shown(value)));
@@ -134,7 +134,7 @@ impl Validator<'_> {
         for (index, item) in items.iter().enumerate() {
             let Some(schema) = first.get(index).or(rest) else { continue };
             let key = index.to_string();
-            self.compare(schema, item, &Place { parent: Some(place), key: &key })?;
+            self.compare(schema, item, &ValuePath { parent: Some(place), key: &key })?;
         }
         let Some(schema) = keywords.get("contains") else { return Ok(()) };
         let found = items.iter().filter(|item| self.allows(schema, item)).count();
@@ -161,7 +161,7 @@ impl Validator<'_> {
         keywords: &Map<String, Value>,
         table: &Map<String, Value>,
         value: &Value,
-        place: &Place<'_>,
+        place: &ValuePath<'_>,
     ) -> Compared {
         let properties = keywords.get("properties").and_then(Value::as_object);
         let patterns = keywords.get("patternProperties").and_then(Value::as_object);
@@ -171,10 +171,10 @@ impl Validator<'_> {
             if names.is_empty() { String::new() } else { format!(" (known keys: {names})") }
         };
         for (key, value) in table {
-            let below = Place { parent: Some(place), key };
+            let below = ValuePath { parent: Some(place), key };
             if let Some(schema) = keywords.get("propertyNames") {
                 let name = Value::from(key.as_str());
-                self.compare(schema, &name, &below).map_err(|difference| Difference {
+                self.compare(schema, &name, &below).map_err(|difference| Mismatch {
                     problem: format!("the name of the key: {}", difference.problem),
                     ..difference
                 })?;
@@ -194,7 +194,7 @@ impl Validator<'_> {
             }
             match keywords.get("additionalProperties") {
                 Some(Value::Bool(false)) if !is_known => {
-                    return Err(Difference {
+                    return Err(Mismatch {
                         keys: below.keys(),
                         problem: "unknown key".to_owned(),
                         fix: format!("change or remove it{}", known()),
@@ -204,7 +204,7 @@ impl Validator<'_> {
                 _ => {}
             }
         }
-        let missing = |problem: String| Difference {
+        let missing = |problem: String| Mismatch {
             keys: place.keys(),
             problem,
             fix: format!("add it{}", known()),
@@ -239,7 +239,7 @@ impl Validator<'_> {
         &self,
         keywords: &Map<String, Value>,
         value: &Value,
-        place: &Place<'_>,
+        place: &ValuePath<'_>,
     ) -> Compared {
         let schemas = |keyword: &str| keywords.get(keyword).and_then(Value::as_array);
         for schema in schemas("allOf").into_iter().flatten() {
@@ -279,8 +279,8 @@ impl Validator<'_> {
         &self,
         schemas: &[Value],
         value: &Value,
-        place: &Place<'_>,
-    ) -> Result<usize, Difference> {
+        place: &ValuePath<'_>,
+    ) -> Result<usize, Mismatch> {
         let mut problems = Vec::new();
         for schema in schemas {
             problems.extend(self.compare(schema, value, place).err());
@@ -289,7 +289,7 @@ impl Validator<'_> {
             return Ok(schemas.len() - problems.len());
         }
         // The alternative that fails at the deepest key is probably the intended one.
-        let depth = |difference: &Difference| difference.keys.len();
+        let depth = |difference: &Mismatch| difference.keys.len();
         let deepest = problems.iter().map(depth).max().unwrap_or_default();
         if deepest > place.keys().len()
             && problems.iter().filter(|problem| depth(problem) == deepest).count() == 1
@@ -305,7 +305,7 @@ impl Validator<'_> {
 }
 
 /// Compares with the keywords that apply to values of each type.
-fn generic(keywords: &Map<String, Value>, value: &Value, place: &Place<'_>) -> Compared {
+fn generic(keywords: &Map<String, Value>, value: &Value, place: &ValuePath<'_>) -> Compared {
     let types: Vec<&str> = match keywords.get("type") {
         Some(Value::String(name)) => vec![name.as_str()],
         types => names(types).collect(),
@@ -330,7 +330,7 @@ fn generic(keywords: &Map<String, Value>, value: &Value, place: &Place<'_>) -> C
     }
 }
 
-fn numeric(keywords: &Map<String, Value>, number: &Number, place: &Place<'_>) -> Compared {
+fn numeric(keywords: &Map<String, Value>, number: &Number, place: &ValuePath<'_>) -> Compared {
     let limit = |keyword: &str| keywords.get(keyword).and_then(Value::as_number);
     let order = |limit: &Number| compare(number, limit);
     let refused = [

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wasmtime::component::{Resource, ResourceTable};
 
-use super::{PluginContext, Scope};
+use super::{EventScope, PluginContext};
 use hookrun_capability::state::Transaction;
 use hookrun_capability::{CapabilityError, RunLog, Services};
 use hookrun_config::Limit;
@@ -15,7 +15,7 @@ use hookrun_config::Limit;
 pub struct CallContext<'a> {
     pub(super) plugin: &'a PluginContext,
     pub(super) services: &'a Services,
-    pub(super) scope: &'a Scope,
+    pub(super) scope: &'a EventScope,
     pub(super) log: &'a RunLog,
     pub(super) state: &'a mut Transaction,
     pub(super) handles: &'a mut ResourceTable,
@@ -34,7 +34,7 @@ impl<'a> CallContext<'a> {
     }
 
     /// Returns the store paths that the event is about.
-    pub fn scope(&self) -> &'a Scope {
+    pub fn scope(&self) -> &'a EventScope {
         self.scope
     }
 

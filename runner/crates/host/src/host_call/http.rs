@@ -23,10 +23,10 @@ use wasmtime_wasi_http::{
 use super::{CallContext, HostCall, RunState, WireSize};
 use crate::bindings::http::wasi::http::outgoing_handler::Host;
 use hookrun_capability::grants::Need;
-use hookrun_capability::http::{About, Answer, Exchange, header_bytes, stream_error_code};
+use hookrun_capability::http::{About, Exchange, HttpResponse, header_bytes, stream_error_code};
 use hookrun_capability::{CapabilityError, ErrorKind};
 use hookrun_config::Capability;
-use hookrun_config::http::{HttpTarget, Place, granting};
+use hookrun_config::http::{HttpTarget, HttpUrl, granting};
 use hookrun_config::{Limit, Limits};
 use hookrun_nix::outcome::LogLine;
 
@@ -91,12 +91,12 @@ impl WasiHttpHooks for Hooks {
 
 /// The parsed request of a guest.
 #[derive(Clone)]
-struct Asked {
+struct ParsedRequest {
     target: HttpTarget,
     path_and_query: String,
 }
 
-impl Asked {
+impl ParsedRequest {
     /// # Errors
     /// What was asked for, and what is odd about it.
     fn read(request: &OutgoingRequest) -> Result<Self, String> {
@@ -116,7 +116,7 @@ impl Asked {
         // The authority is not repeated in the message, because it may hold a password.
         let odd =
             |what: &str| format!("http request `{method} {}`: its URL {what}", path.escape_debug());
-        let place = Place::of(scheme, authority, path).map_err(|flaw| odd(&flaw.to_string()))?;
+        let url = HttpUrl::of(scheme, authority, path).map_err(|flaw| odd(&flaw.to_string()))?;
         if query
             .is_some_and(|query| !query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'))
         {
@@ -125,8 +125,8 @@ impl Asked {
             ));
         }
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-        let path_and_query = format!("{}{query}", place.path.as_str());
-        Ok(Self { target: HttpTarget { method: method.to_owned(), place }, path_and_query })
+        let path_and_query = format!("{}{query}", url.path.as_str());
+        Ok(Self { target: HttpTarget { method: method.to_owned(), url }, path_and_query })
     }
 }
 
@@ -146,7 +146,7 @@ fn method(method: &Method) -> &str {
 }
 
 /// A pending response. No part of it has been passed to the guest yet.
-impl WireSize for AbortOnDropJoinHandle<Result<Answer, Error>> {
+impl WireSize for AbortOnDropJoinHandle<Result<HttpResponse, Error>> {
     fn wire_size(&self) -> u64 {
         0
     }
@@ -161,7 +161,7 @@ impl Host for RunState {
         let options =
             options.map(|options| self.wasi_table.delete(options)).transpose()?.unwrap_or_default();
         let request = self.wasi_table.delete(request)?;
-        let asked = Asked::read(&request);
+        let asked = ParsedRequest::read(&request);
         let need = asked
             .as_ref()
             .map_or(Need::Wanted(Capability::Http), |asked| Need::Http(&asked.target));
@@ -204,12 +204,12 @@ impl Host for RunState {
 
 fn exchange(
     context: &CallContext<'_>,
-    asked: Asked,
+    asked: ParsedRequest,
     headers: HeaderMap,
     options: RequestOptions,
     slot: Option<OwnedSemaphorePermit>,
 ) -> Result<Exchange, CapabilityError> {
-    let Asked { target, path_and_query } = asked;
+    let ParsedRequest { target, path_and_query } = asked;
     let plugin = context.plugin();
     let grant = granting(&plugin.effective.http, &target).map_err(|miss| {
         CapabilityError::denied(miss.message(&plugin.plugin.name, &plugin.config_file))

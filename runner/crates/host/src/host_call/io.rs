@@ -24,7 +24,9 @@ impl RunState {
         work: impl FnOnce(&mut ResourceTable) -> StreamResult<R>,
     ) -> StreamResult<R> {
         let call = HostCall::wasi("wasi:io/streams", function).sending(sent);
-        self.wasi_call(call, |context| Ok(Kept(work(context.table)))).map_err(StreamError::Trap)?.0
+        self.wasi_call(call, |context| Ok(CountedResult(work(context.table))))
+            .map_err(StreamError::Trap)?
+            .0
     }
 
     /// Runs a call that may wait.
@@ -36,7 +38,7 @@ impl RunState {
         let call = HostCall::wasi("wasi:io/streams", function).sending(sent);
         let work = self.wasi_waiting(call, |table| {
             let work = work(table);
-            Box::pin(async move { Ok(Kept(work.await)) })
+            Box::pin(async move { Ok(CountedResult(work.await)) })
         });
         work.await.map_err(StreamError::Trap)?.0
     }
@@ -48,9 +50,9 @@ impl RunState {
 }
 
 /// A stream's result, which is passed on unchanged. Only its bytes are counted.
-struct Kept<R>(StreamResult<R>);
+struct CountedResult<R>(StreamResult<R>);
 
-impl<R: WireSize> WireSize for Kept<R> {
+impl<R: WireSize> WireSize for CountedResult<R> {
     fn wire_size(&self) -> u64 {
         self.0.as_ref().map_or(0, WireSize::wire_size)
     }

@@ -207,8 +207,9 @@ fn path_info(info: Info) -> PathInfo {
     }
 }
 
-fn entry(entry: hookrun_capability::nix_store::Entry) -> Entry {
-    let hookrun_capability::nix_store::Entry { name, kind, size, executable, target } = entry;
+fn entry(entry: hookrun_capability::nix_store::DirectoryEntry) -> Entry {
+    let hookrun_capability::nix_store::DirectoryEntry { name, kind, size, executable, target } =
+        entry;
     Entry { name, kind: kind.to_owned(), size, executable, target }
 }
 

@@ -133,7 +133,7 @@ impl Entry {
 
 /// An entry with another owner, mode or type than in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wrong {
+pub struct WrongEntry {
     /// The entry.
     pub path: PathBuf,
     /// The problem, and the command that corrects it.
@@ -293,7 +293,7 @@ pub fn is_shared_by_root(stat: &Stat) -> bool {
 }
 
 /// Returns the existing entries with a wrong owner, mode or type.
-pub fn examine(dirs: &Dirs) -> Vec<Wrong> {
+pub fn examine(dirs: &Dirs) -> Vec<WrongEntry> {
     let Ok(state) = rustix::fs::stat(&dirs.state) else { return Vec::new() };
     let owner = state.st_uid;
     let entries = ENTRIES.iter().filter_map(|entry| {
@@ -305,7 +305,7 @@ pub fn examine(dirs: &Dirs) -> Vec<Wrong> {
     entries.chain(fallbacks).collect()
 }
 
-fn look(entry: &Entry, path: &Path, owner: u32) -> Option<Wrong> {
+fn look(entry: &Entry, path: &Path, owner: u32) -> Option<WrongEntry> {
     // The state directory may be a link, created by the owner of its parent.
     let flags = if entry.name.is_empty() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     let stat = rustix::fs::statat(rustix::fs::CWD, path, flags).ok()?;
@@ -313,10 +313,10 @@ fn look(entry: &Entry, path: &Path, owner: u32) -> Option<Wrong> {
 }
 
 /// Returns the problem of one entry.
-fn judge(entry: Entry, path: &Path, stat: &Stat, owner: u32) -> Option<Wrong> {
+fn judge(entry: Entry, path: &Path, stat: &Stat, owner: u32) -> Option<WrongEntry> {
     let (shown, kind) = (path.display().to_string(), FileType::from_raw_mode(stat.st_mode));
     let wrong = |message: String, repair: Option<Repair>| {
-        Some(Wrong { path: path.to_owned(), message, entry: entry.name, repair })
+        Some(WrongEntry { path: path.to_owned(), message, entry: entry.name, repair })
     };
     if kind == FileType::Symlink {
         let what = "is a symbolic link, which hooks and worker do not follow";
@@ -389,7 +389,7 @@ pub fn repair(dirs: &Dirs) -> Vec<Repaired> {
 }
 
 /// Corrects an entry. Returns whether it was possible.
-fn set_right(wrong: &Wrong) -> rustix::io::Result<bool> {
+fn set_right(wrong: &WrongEntry) -> rustix::io::Result<bool> {
     let Some(Repair { owner, mode }) = wrong.repair else { return Ok(false) };
     let nofollow = if wrong.entry.is_empty() { OFlags::empty() } else { OFlags::NOFOLLOW };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | nofollow;

@@ -23,7 +23,7 @@ pub struct Task {
 
 /// The order in which due tasks are returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum DueOrder {
     /// In the order in which Nix called the hooks.
     Oldest,
     /// Those first that have been due for the longest time, so a failed task comes after tasks that
@@ -248,14 +248,14 @@ impl Journal {
         plugin: &str,
         now_ms: u64,
         limit: usize,
-        order: Order,
+        order: DueOrder,
     ) -> Result<(Vec<Task>, Vec<Unreadable>), JournalError> {
         let sql = match order {
-            Order::Oldest => {
+            DueOrder::Oldest => {
                 "SELECT events.body, tasks.event FROM tasks INDEXED BY tasks_order LEFT JOIN events ON events.id = tasks.event
                  WHERE state = 'pending' AND plugin = ?1 AND not_before_ms <= ?2 ORDER BY tasks.event LIMIT ?3"
             }
-            Order::LongestDue => {
+            DueOrder::LongestDue => {
                 "SELECT events.body, tasks.event FROM tasks INDEXED BY tasks_plugin LEFT JOIN events ON events.id = tasks.event
                  WHERE state = 'pending' AND plugin = ?1 AND not_before_ms <= ?2 ORDER BY not_before_ms, tasks.event LIMIT ?3"
             }

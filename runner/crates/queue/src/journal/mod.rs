@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use attempts::{Attempt, EndedAttempt, Order, StartedAttempt, Task, Unreadable};
+pub use attempts::{Attempt, DueOrder, EndedAttempt, StartedAttempt, Task, Unreadable};
 pub use breakers::OpenBreaker;
 pub use ingest::{Incoming, IngestResult, NewTask, Share};
 pub use open::Damage;

@@ -114,7 +114,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Attempt, EndedAttempt, Incoming, Order, Task};
+    use crate::journal::{Attempt, DueOrder, EndedAttempt, Incoming, Task};
     use crate::retry::Next;
     use crate::tests::post_build;
     use hookrun_nix::dirs::Dirs;
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn due(journal: &Journal) -> Vec<Task> {
-        journal.due("cache", 100, 10, Order::Oldest).unwrap().0
+        journal.due("cache", 100, 10, DueOrder::Oldest).unwrap().0
     }
 
     #[test]

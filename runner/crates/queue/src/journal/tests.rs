@@ -48,7 +48,7 @@ impl Scene {
     }
 
     fn due(&self, plugin: &str, now: u64) -> Vec<String> {
-        let tasks = self.journal.due(plugin, now, 99, Order::Oldest).unwrap().0;
+        let tasks = self.journal.due(plugin, now, 99, DueOrder::Oldest).unwrap().0;
         tasks.into_iter().map(|task| task.event.name().to_owned()).collect()
     }
 
@@ -97,7 +97,7 @@ fn an_event_is_taken_tried_and_ended() {
     );
     assert_eq!(scene.journal.due_plugins(1000).unwrap(), ["cache", "mail"]);
     assert_eq!(
-        scene.journal.due("cache", 1000, 9, Order::LongestDue).unwrap().0,
+        scene.journal.due("cache", 1000, 9, DueOrder::LongestDue).unwrap().0,
         [Task { plugin: "cache".into(), event: event.clone() }]
     );
 
@@ -620,7 +620,7 @@ fn an_unreadable_event_does_not_affect_others() {
         assert_eq!(journal.execute(written, [&bad.id]).unwrap(), 1);
     });
     assert_eq!(damage, None, "the file itself is valid");
-    let (tasks, unreadable) = scene.journal.due("cache", 3000, 9, Order::Oldest).unwrap();
+    let (tasks, unreadable) = scene.journal.due("cache", 3000, 9, DueOrder::Oldest).unwrap();
     assert_eq!(tasks, [Task { plugin: "cache".into(), event: good.clone() }]);
     assert_eq!(unreadable[0].event, bad.id);
     scene.journal.lose(&bad.id, "cache", &unreadable[0].reason, 3000).unwrap();
@@ -630,7 +630,7 @@ fn an_unreadable_event_does_not_affect_others() {
     scene.take(&other, &["cache"]);
     let written = "UPDATE events SET body = replace(body, ?1, ?2) WHERE id = ?1";
     scene.journal.connection.execute(written, [&other.id, &good.id]).unwrap();
-    let (_, unreadable) = scene.journal.due("cache", 3000, 9, Order::Oldest).unwrap();
+    let (_, unreadable) = scene.journal.due("cache", 3000, 9, DueOrder::Oldest).unwrap();
     assert_eq!(unreadable[0].event, other.id);
     scene.journal.lose(&other.id, "cache", "the id differs", 3000).unwrap();
     let rows = scene.journal.tasks().unwrap();

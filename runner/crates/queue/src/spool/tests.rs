@@ -39,7 +39,7 @@ fn events_are_found_in_order() {
     let mut scene = Scene::new();
     let events: Vec<Event> = ["a", "b", "c"].map(post_build).into();
     for event in events.iter().rev() {
-        assert_eq!(put(&scene.dirs, event).unwrap(), Place::Spool);
+        assert_eq!(put(&scene.dirs, event).unwrap(), SpoolPlace::Spool);
     }
     assert_eq!(depth(&scene.dirs), 3);
     let mut found = scene.reader.scan(2);
@@ -96,7 +96,7 @@ fn a_fallback_is_used_if_the_spool_cannot_be_written() {
     std::fs::create_dir_all(scene.dirs.state.parent().unwrap()).unwrap();
     std::fs::write(&scene.dirs.state, "").unwrap();
     let event = post_build("a");
-    let Place::Fallback { path, reason } = put(&scene.dirs, &event).unwrap() else {
+    let SpoolPlace::Fallback { path, reason } = put(&scene.dirs, &event).unwrap() else {
         panic!("the spool cannot be written")
     };
     assert!(reason.contains("cannot be written (Not a directory"), "{reason}");
@@ -117,7 +117,7 @@ fn a_fallback_of_another_user_is_not_used() {
     let [beside, memory] = layout::fallbacks(&scene.dirs).try_into().unwrap();
     std::fs::create_dir(&beside).unwrap();
     std::os::unix::fs::chown(&beside, Some(4242), None).unwrap();
-    let Place::Fallback { path, .. } = put(&scene.dirs, &post_build("a")).unwrap() else {
+    let SpoolPlace::Fallback { path, .. } = put(&scene.dirs, &post_build("a")).unwrap() else {
         panic!("the spool cannot be written")
     };
     assert!(path.starts_with(&memory), "{}", path.display());

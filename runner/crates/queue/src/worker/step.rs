@@ -12,8 +12,8 @@ use tokio::task::{Id, JoinError};
 
 use super::schedule::{self, Ready};
 use super::{GATHER, Notice, Run, Worker, WorkerError, defect};
-use crate::breaker::{Admission, Breaker, Change, Sign};
-use crate::journal::{Attempt, EndedAttempt, OpenBreaker, Order, Task, Unreadable};
+use crate::breaker::{Admission, Breaker, BreakerChange, ServiceSign};
+use crate::journal::{Attempt, DueOrder, EndedAttempt, OpenBreaker, Task, Unreadable};
 use crate::retry::{self, AttemptState, Next};
 use crate::roots;
 use hookrun_nix::outcome::RunReport;
@@ -120,10 +120,10 @@ impl Worker<'_> {
             }
             self.ready.remove(plugin);
             // Another task each time, because one task may be the only one that fails.
-            return Ok(self.read_due(plugin, 1, Order::LongestDue, now_ms)?.pop());
+            return Ok(self.read_due(plugin, 1, DueOrder::LongestDue, now_ms)?.pop());
         }
         if !already && self.ready.get(plugin).is_none_or(VecDeque::is_empty) {
-            let tasks = self.read_due(plugin, READ_AHEAD, Order::Oldest, now_ms)?;
+            let tasks = self.read_due(plugin, READ_AHEAD, DueOrder::Oldest, now_ms)?;
             self.ready.insert(plugin.to_owned(), tasks.into());
         }
         Ok(self.ready.get_mut(plugin).and_then(VecDeque::pop_front))
@@ -135,7 +135,7 @@ impl Worker<'_> {
         &mut self,
         plugin: &str,
         limit: usize,
-        order: Order,
+        order: DueOrder,
         now_ms: u64,
     ) -> Result<Vec<Task>, WorkerError> {
         loop {
@@ -229,7 +229,7 @@ impl Worker<'_> {
         let Task { plugin, event } = &run.task;
         if self.tries.get(plugin) == Some(&event.id) {
             self.tries.remove(plugin);
-            if Sign::of(report) == Sign::Life {
+            if ServiceSign::of(report) == ServiceSign::Answers {
                 let again = self.journal.readmit(Some(plugin))?;
                 if again > 0 {
                     self.warn(&format!(
@@ -257,7 +257,7 @@ impl Worker<'_> {
         run: &Run,
         report: &RunReport,
         now: u64,
-        changes: &mut Vec<(String, Change, String)>,
+        changes: &mut Vec<(String, BreakerChange, String)>,
     ) -> (Next, u64) {
         let plugin = &run.task.plugin;
         let retry = self.executor.retry(plugin);
@@ -273,12 +273,13 @@ impl Worker<'_> {
             age,
             outage: breaker.is_open(),
             progress: report.progress,
-            trouble: report.trouble,
+            cause: report.cause,
         };
         let mut random = rand::rng();
         let next = retry::next(&report.outcome, standing, &retry, random.random());
-        let change = breaker.ended(Sign::of(report), run.is_try, now, &retry, random.random());
-        if change != Change::None {
+        let change =
+            breaker.ended(ServiceSign::of(report), run.is_try, now, &retry, random.random());
+        if change != BreakerChange::None {
             changes.push((plugin.clone(), change, report.outcome.message().to_owned()));
         }
         (next, super::millis(age))
@@ -287,13 +288,13 @@ impl Worker<'_> {
     fn keep_breaker(
         &mut self,
         plugin: String,
-        change: Change,
+        change: BreakerChange,
         message: String,
         now: u64,
     ) -> Result<(), WorkerError> {
         match change {
-            Change::None => {}
-            Change::Open { since_ms, until_ms, trips } => {
+            BreakerChange::None => {}
+            BreakerChange::Open { since_ms, until_ms, trips } => {
                 if trips == 0 {
                     self.warn(&format!(
                         "{plugin}: its service seems to be unavailable ({message}); its tasks wait while one at a time is tried, and attempts are not counted"
@@ -308,7 +309,7 @@ impl Worker<'_> {
                     message,
                 })?;
             }
-            Change::Closed => {
+            BreakerChange::Closed => {
                 self.warn(&format!("{plugin}: its service is available again"));
                 self.journal.close_breaker(&plugin, now)?;
                 self.ready.remove(&plugin);

@@ -19,7 +19,7 @@ use hookrun_nix::dirs::Dirs;
 
 /// Watches directories, and reports changes.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct FileWatch {
     flags: Arc<Flags>,
     /// None if nothing can be watched.
     watcher: Option<notify::RecommendedWatcher>,
@@ -56,7 +56,7 @@ pub(super) struct Changed {
     pub(super) files: bool,
 }
 
-impl Watch {
+impl FileWatch {
     /// Watches the directories into which hooks write events, the spool first. The second value is
     /// the error if they cannot be watched.
     pub(super) fn new<'a>(

@@ -28,7 +28,7 @@ fn built(record: &Record, name: &str, machine: &str, seconds: f64, speed_factor:
         started_ms: Some(1100),
         ended_ms: 2000,
         seconds: Some(seconds),
-        outcome: Outcome::Built,
+        outcome: BuildOutcome::Built,
         detail: None,
         input_bytes: Some(7),
         moves: &[Move { machine: "ssh://first".to_owned(), why: "gone".to_owned() }],
@@ -107,7 +107,7 @@ fn medians_are_computed_from_past_builds() {
     assert_eq!(rows.iter().map(|row| row.pname.as_str()).collect::<Vec<_>>(), ["other", "hello"]);
     assert_eq!(
         (rows[0].waited_ms, rows[0].outcome, rows[0].moves.len()),
-        (Some(5), Some(Outcome::Built), 1)
+        (Some(5), Some(BuildOutcome::Built), 1)
     );
     assert_eq!(
         reader.builds(RowSelection::Derivation(&candidate("hello").drv_path)).unwrap().len(),
@@ -129,7 +129,7 @@ fn only_the_newest_decisions_are_kept() {
             action: "machines".to_owned(),
             reason: "because".to_owned(),
             answer: "accept".to_owned(),
-            machines: vec![Verdict {
+            machines: vec![ConsideredMachine {
                 machine: "ssh://m".to_owned(),
                 slots: 1,
                 load: 0,

@@ -15,7 +15,7 @@ use super::*;
 use crate::choice::policy::Policy;
 use crate::choice::policy_thread::PolicyFactory;
 use crate::history::Record;
-use crate::run::stock::{Build, Offer, Report, Target};
+use crate::run::stock::{Build, DelegationReport, Offer, Target};
 use crate::run::stock_output::{DelegationOutcome, Timing};
 use hookrun_nix::selection::PolicyError;
 use hookrun_nix::selection::{Candidate, Decision, LocalMachine, Machine};
@@ -29,14 +29,14 @@ struct Scripted {
 struct ScriptedBuild(DelegationOutcome);
 
 impl Build for ScriptedBuild {
-    fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> Report {
+    fn run(self: Box<Self>, inputs: &Inputs, reply: &mut dyn Write) -> DelegationReport {
         let mut bytes = Vec::new();
         inputs.write(&mut bytes).unwrap();
         let written = reply.write_all(b"log\n");
         let built = self.0 == DelegationOutcome::Built;
         let code = if built { 0 } else { 56 };
         let ending = if written.is_err() { DelegationOutcome::NixGone } else { self.0 };
-        Report {
+        DelegationReport {
             ending,
             code,
             held: if built { Vec::new() } else { vec![b"held\n".to_vec()] },

@@ -1,7 +1,7 @@
 //! Tests of the history that a session writes, and of its effect on the next session.
 
 use super::*;
-use crate::history::{Outcome, RowSelection, now_ms};
+use crate::history::{BuildOutcome, RowSelection, now_ms};
 
 #[test]
 fn a_session_records_machines_builds_and_decisions() {
@@ -14,7 +14,7 @@ fn a_session_records_machines_builds_and_decisions() {
     let build = record.builds(RowSelection::Last(1)).unwrap().remove(0);
     assert_eq!(
         (build.machine.as_str(), build.outcome, build.moves.len()),
-        ("ssh://good", Some(Outcome::Built), 2)
+        ("ssh://good", Some(BuildOutcome::Built), 2)
     );
     let decision = record.decisions(RowSelection::Derivation(&build.drv_path)).unwrap().remove(0);
     assert_eq!(

@@ -10,7 +10,7 @@ use tokio_rustls::TlsConnector;
 
 use super::super::compose::{host_name, is_full_host_name};
 use super::super::error::quoted;
-use super::dialogue::{Dialogue, Patience, Problem, Step, Stream};
+use super::dialogue::{Dialogue, DialogueError, ReplyTimeouts, Step, Stream};
 use super::{Secrets, Security, Smtp};
 use crate::{CapabilityError, ErrorKind};
 
@@ -31,7 +31,7 @@ impl Smtp {
         };
         let (stream, local) = self.connect().await?;
         let name = self.hello(local);
-        let failed = |(step, problem): (Step, Problem)| {
+        let failed = |(step, problem): (Step, DialogueError)| {
             let password = secrets.password.as_ref().map(|password| password.as_str());
             self.failed(step, &problem, &name, "", password)
         };
@@ -103,12 +103,13 @@ impl Smtp {
         stream: TcpStream,
         secrets: &Secrets,
         name: &str,
-    ) -> Result<Result<Dialogue, (Step, Problem)>, CapabilityError> {
+    ) -> Result<Result<Dialogue, (Step, DialogueError)>, CapabilityError> {
         if self.security == Security::Tls {
             let stream = self.encrypt(Box::new(stream), secrets).await?;
-            return Ok(Dialogue::begin(stream, name, Patience::default()).await);
+            return Ok(Dialogue::begin(stream, name, ReplyTimeouts::default()).await);
         }
-        let dialogue = match Dialogue::begin(Box::new(stream), name, Patience::default()).await {
+        let dialogue = match Dialogue::begin(Box::new(stream), name, ReplyTimeouts::default()).await
+        {
             Ok(dialogue) => dialogue,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -127,7 +128,7 @@ impl Smtp {
             return match dialogue.start_tls().await {
                 Ok(stream) => {
                     let stream = self.encrypt(stream, secrets).await?;
-                    Ok(Dialogue::resume(stream, name, Patience::default()).await)
+                    Ok(Dialogue::resume(stream, name, ReplyTimeouts::default()).await)
                 }
                 Err(problem) => Ok(Err(problem)),
             };

@@ -12,14 +12,14 @@ use super::reply::{Reply, ReplyError};
 
 /// Time limits for the replies of a server.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct ReplyTimeouts {
     /// The limit for the greeting and for each command.
     pub command: Duration,
     /// The limit for accepting a complete message.
     pub message: Duration,
 }
 
-impl Default for Patience {
+impl Default for ReplyTimeouts {
     fn default() -> Self {
         Self {
             // Some servers delay replies by half a minute on purpose.
@@ -56,7 +56,7 @@ pub enum Step {
 
 /// The reason why a dialogue failed.
 #[derive(Debug)]
-pub enum Problem {
+pub enum DialogueError {
     /// The server refused.
     Refused(Reply),
     /// The server did not reply in time.
@@ -67,21 +67,21 @@ pub enum Problem {
     Lacking(&'static str),
 }
 
-impl From<ReplyError> for Problem {
+impl From<ReplyError> for DialogueError {
     fn from(error: ReplyError) -> Self {
         Self::Reply(error)
     }
 }
 
 /// The result of a step. The error is the step that failed and the problem.
-pub type Result<T> = std::result::Result<T, (Step, Problem)>;
+pub type Result<T> = std::result::Result<T, (Step, DialogueError)>;
 
 /// A dialogue with a server after the greeting.
 pub struct Dialogue {
     stream: BufReader<Box<dyn Stream>>,
     /// The keywords of the EHLO reply, in capitals, and the mechanisms of AUTH as `AUTH PLAIN`.
     offers: BTreeSet<String>,
-    patience: Patience,
+    patience: ReplyTimeouts,
 }
 
 impl Dialogue {
@@ -89,7 +89,11 @@ impl Dialogue {
     ///
     /// # Errors
     /// Returns an error if the server does not greet or refuses the name.
-    pub async fn begin(stream: Box<dyn Stream>, name: &str, patience: Patience) -> Result<Self> {
+    pub async fn begin(
+        stream: Box<dyn Stream>,
+        name: &str,
+        patience: ReplyTimeouts,
+    ) -> Result<Self> {
         let mut dialogue = Self::over(stream, patience);
         let greeting = dialogue.reply(patience.command).await;
         greeting.map_err(|problem| (Step::Connect, problem))?;
@@ -101,13 +105,17 @@ impl Dialogue {
     ///
     /// # Errors
     /// Returns an error if the server refuses the name.
-    pub async fn resume(stream: Box<dyn Stream>, name: &str, patience: Patience) -> Result<Self> {
+    pub async fn resume(
+        stream: Box<dyn Stream>,
+        name: &str,
+        patience: ReplyTimeouts,
+    ) -> Result<Self> {
         let mut dialogue = Self::over(stream, patience);
         dialogue.hello(name).await?;
         Ok(dialogue)
     }
 
-    fn over(stream: Box<dyn Stream>, patience: Patience) -> Self {
+    fn over(stream: Box<dyn Stream>, patience: ReplyTimeouts) -> Self {
         Self { stream: BufReader::new(stream), offers: BTreeSet::new(), patience }
     }
 
@@ -124,7 +132,7 @@ impl Dialogue {
                 Ok(())
             }
             // The server is older than 1995, or a firewall in front of it allows no extensions.
-            Err(Problem::Refused(reply)) if matches!(reply.code, 500 | 502) => {
+            Err(DialogueError::Refused(reply)) if matches!(reply.code, 500 | 502) => {
                 self.command(&format!("HELO {name}")).await.map_err(at)?;
                 Ok(())
             }
@@ -164,7 +172,7 @@ impl Dialogue {
             let reply = self.command(&BASE64.encode(password)).await.map_err(at)?;
             accepted(reply).map_err(at)
         } else {
-            Err(at(Problem::Lacking("a login by PLAIN or LOGIN")))
+            Err(at(DialogueError::Lacking("a login by PLAIN or LOGIN")))
         }
     }
 
@@ -190,7 +198,7 @@ impl Dialogue {
                 match self.command(&format!("RCPT TO:<{recipient}>")).await {
                     Ok(_) => taken.push(recipient),
                     // The code 421 means that the server is about to close the connection.
-                    Err(Problem::Refused(reply)) if reply.code != 421 => {
+                    Err(DialogueError::Refused(reply)) if reply.code != 421 => {
                         if reply.is_too_many_recipients() && !taken.is_empty() {
                             later.push((recipient, reply));
                         } else {
@@ -211,10 +219,10 @@ impl Dialogue {
         Ok(refused)
     }
 
-    async fn message(&mut self, message: &[u8]) -> std::result::Result<(), Problem> {
+    async fn message(&mut self, message: &[u8]) -> std::result::Result<(), DialogueError> {
         let reply = self.command("DATA").await?;
         if reply.code != 354 {
-            return Err(Problem::Refused(reply));
+            return Err(DialogueError::Refused(reply));
         }
         self.write(&stuffed(message)).await?;
         accepted(self.reply(self.patience.message).await?)
@@ -226,35 +234,35 @@ impl Dialogue {
         let _said = self.command("QUIT").await;
     }
 
-    async fn command(&mut self, command: &str) -> std::result::Result<Reply, Problem> {
+    async fn command(&mut self, command: &str) -> std::result::Result<Reply, DialogueError> {
         self.write(format!("{command}\r\n").as_bytes()).await?;
         self.reply(self.patience.command).await
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Problem> {
+    async fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), DialogueError> {
         let write = async {
             self.stream.write_all(bytes).await?;
             self.stream.flush().await
         };
         match tokio::time::timeout(self.patience.message, write).await {
-            Ok(written) => written.map_err(|error| Problem::Reply(error.into())),
-            Err(_) => Err(Problem::Silent(self.patience.message)),
+            Ok(written) => written.map_err(|error| DialogueError::Reply(error.into())),
+            Err(_) => Err(DialogueError::Silent(self.patience.message)),
         }
     }
 
-    async fn reply(&mut self, patience: Duration) -> std::result::Result<Reply, Problem> {
+    async fn reply(&mut self, patience: Duration) -> std::result::Result<Reply, DialogueError> {
         match tokio::time::timeout(patience, Reply::read(&mut self.stream)).await {
             Ok(Ok(reply)) if reply.is_positive() => Ok(reply),
-            Ok(Ok(reply)) => Err(Problem::Refused(reply)),
+            Ok(Ok(reply)) => Err(DialogueError::Refused(reply)),
             Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(Problem::Silent(patience)),
+            Err(_) => Err(DialogueError::Silent(patience)),
         }
     }
 }
 
 /// Checks that a reply completes a command instead of asking for more.
-fn accepted(reply: Reply) -> std::result::Result<(), Problem> {
-    if reply.code < 300 { Ok(()) } else { Err(Problem::Refused(reply)) }
+fn accepted(reply: Reply) -> std::result::Result<(), DialogueError> {
+    if reply.code < 300 { Ok(()) } else { Err(DialogueError::Refused(reply)) }
 }
 
 /// Returns the keywords after the first line.

@@ -20,7 +20,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls::ClientConfig;
 use zeroize::Zeroizing;
 
-use self::dialogue::{Problem, Step};
+use self::dialogue::{DialogueError, Step};
 use self::reply::{Reply, ReplyError};
 use super::error::{current_user, file_error, quoted};
 use super::{Composed, Refusal};
@@ -131,7 +131,7 @@ impl Smtp {
         mut delivered: impl FnMut(&str),
     ) -> Result<Vec<Refusal>, CapabilityError> {
         let (mut dialogue, name) = self.open().await?;
-        let failed = |(step, problem): (Step, Problem)| {
+        let failed = |(step, problem): (Step, DialogueError)| {
             self.failed(step, &problem, &name, &message.from, None)
         };
         let recipients: Vec<&str> = to.iter().map(String::as_str).collect();
@@ -235,21 +235,21 @@ impl Smtp {
     fn failed(
         &self,
         step: Step,
-        problem: &Problem,
+        problem: &DialogueError,
         hello: &str,
         from: &str,
         password: Option<&str>,
     ) -> CapabilityError {
         let (name, server) = (&self.name, self.server());
         match problem {
-            Problem::Refused(reply) => self.refused(step, reply, hello, from, password),
-            Problem::Silent(time) => self.silent(*time),
-            Problem::Lacking(what) => self.error(
+            DialogueError::Refused(reply) => self.refused(step, reply, hello, from, password),
+            DialogueError::Silent(time) => self.silent(*time),
+            DialogueError::Lacking(what) => self.error(
                 ErrorKind::Refused,
                 &format!("{server} does not offer {what}"),
                 &format!("check `url` and `username` under [mail.{name}]"),
             ),
-            Problem::Reply(
+            DialogueError::Reply(
                 error @ (ReplyError::Malformed(_) | ReplyError::Line | ReplyError::Long),
             ) => {
                 let kind = match step {
@@ -264,7 +264,7 @@ impl Smtp {
                     &format!("check `url` under [mail.{name}], or ask the server's operator"),
                 )
             }
-            Problem::Reply(error) => self.lost(&quoted(&error.to_string())),
+            DialogueError::Reply(error) => self.lost(&quoted(&error.to_string())),
         }
     }
 

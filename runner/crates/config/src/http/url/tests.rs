@@ -16,7 +16,7 @@ fn urls_are_parsed_into_places() {
         ("https://h/...", "https://h/..."),
     ] {
         assert_eq!(
-            Place::parse(url).map(|place| place.to_string()),
+            HttpUrl::parse(url).map(|parsed| parsed.to_string()),
             Ok(expected.to_owned()),
             "{url}"
         );
@@ -56,12 +56,12 @@ fn invalid_hosts_are_refused_or_normalised() {
         ("h\\evil.example", Flaw::Host),
         ("h%2eexample", Flaw::Host),
     ] {
-        assert_eq!(Place::of("https", host, "/"), Err(flaw), "{host}");
+        assert_eq!(HttpUrl::of("https", host, "/"), Err(flaw), "{host}");
     }
-    let mapped = Place::of("http", "[::ffff:127.0.0.1]", "/").unwrap();
+    let mapped = HttpUrl::of("http", "[::ffff:127.0.0.1]", "/").unwrap();
     assert_ne!(
         mapped.host,
-        Place::of("http", "127.0.0.1", "/").unwrap().host,
+        HttpUrl::of("http", "127.0.0.1", "/").unwrap().host,
         "each form is granted by itself"
     );
 }
@@ -118,28 +118,28 @@ proptest! {
     /// Parsing any text returns a value or an error.
     #[test]
     fn any_text_is_parsed_or_refused(scheme in "\\PC*", authority in "\\PC*", path in "\\PC*") {
-        let _ = Place::of(&scheme, &authority, &path);
-        let _ = Place::parse(&format!("https://{authority}{path}"));
+        let _ = HttpUrl::of(&scheme, &authority, &path);
+        let _ = HttpUrl::parse(&format!("https://{authority}{path}"));
     }
 
-    /// The text of an accepted place is parsed to the same place again.
+    /// The text of an accepted URL is parsed to the same URL again.
     #[test]
     fn a_parsed_place_is_parsed_again_from_its_text(authority in "[a-z0-9.:\\[\\]-]{1,20}", path in "(/[a-z.%0-9;]{0,6}){0,4}") {
-        if let Ok(place) = Place::of("http", &authority, &path) {
-            prop_assert_eq!(Place::parse(&place.to_string()), Ok(place));
+        if let Ok(parsed) = HttpUrl::of("http", &authority, &path) {
+            prop_assert_eq!(HttpUrl::parse(&parsed.to_string()), Ok(parsed));
         }
     }
 
-    /// A URL library parses the text of an accepted place to the same host, port and path.
+    /// A URL library parses the text of an accepted URL to the same host, port and path.
     #[test]
     fn agrees_with_the_url_standard(authority in "[a-z0-9.:\\[\\]x-]{1,20}", path in "(/[a-z.%0-9;]{0,6}){0,4}") {
-        if let Ok(place) = Place::of("http", &authority, &path)
+        if let Ok(parsed) = HttpUrl::of("http", &authority, &path)
             && !authority.contains("xn--")
         {
-            let url = ::url::Url::parse(&place.to_string()).unwrap();
-            prop_assert_eq!(url.host_str().unwrap(), place.host.to_string());
-            prop_assert_eq!(url.port_or_known_default(), Some(place.port));
-            prop_assert_eq!(url.path(), place.path.as_str());
+            let url = ::url::Url::parse(&parsed.to_string()).unwrap();
+            prop_assert_eq!(url.host_str().unwrap(), parsed.host.to_string());
+            prop_assert_eq!(url.port_or_known_default(), Some(parsed.port));
+            prop_assert_eq!(url.path(), parsed.path.as_str());
         }
     }
 

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt as _;
 
 use super::super::excerpt::{self, Contents, Pieces};
-use super::entry::{Entry, Location, Side, Sides, open_file};
+use super::entry::{Location, Side, Sides, TreeEntry, open_file};
 use super::{BoundReached, Comparison};
 
 /// Maximum number of places that are shown of a file whose contents differ, while all values take
@@ -27,12 +27,12 @@ impl Comparison<'_> {
         &mut self,
         name: &OsStr,
         places: Sides<Location<'_>>,
-        entries: &Sides<Entry>,
+        entries: &Sides<TreeEntry>,
     ) -> Result<(), BoundReached> {
         let Sides { previous, current } = entries;
         if previous.executable != current.executable {
             // The modes in Nix's store: 0444, or 0555 with the executable bit.
-            let mode = |entry: &Entry| {
+            let mode = |entry: &TreeEntry| {
                 if entry.executable { "0555".to_owned() } else { "0444".to_owned() }
             };
             self.differ(name, "mode", mode(previous), mode(current), None)?;

@@ -49,7 +49,7 @@ pub(super) struct Location<'a> {
 }
 
 /// The properties of an entry that a NAR contains.
-pub(super) struct Entry {
+pub(super) struct TreeEntry {
     pub(super) kind: FileType,
     pub(super) executable: bool,
     pub(super) size: u64,
@@ -62,9 +62,9 @@ pub(super) struct Listing {
     pub(super) is_whole: bool,
 }
 
-pub(super) fn stat(place: Location<'_>) -> std::io::Result<Entry> {
+pub(super) fn stat(place: Location<'_>) -> std::io::Result<TreeEntry> {
     let stat: Stat = statat(place.directory, place.name, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(Entry {
+    Ok(TreeEntry {
         kind: FileType::from_raw_mode(stat.st_mode),
         // The bit that Nix reads (`S_IXUSR`, `archive.cc`).
         executable: Mode::from_raw_mode(stat.st_mode).contains(Mode::XUSR),

@@ -3,8 +3,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::*;
 
-const PATIENCE: Patience =
-    Patience { command: Duration::from_secs(20), message: Duration::from_secs(20) };
+const PATIENCE: ReplyTimeouts =
+    ReplyTimeouts { command: Duration::from_secs(20), message: Duration::from_secs(20) };
 
 /// A server that replies to each command with the result of `answer`, and records all commands.
 async fn serve(stream: DuplexStream, answer: impl Fn(&str) -> String) -> Vec<String> {
@@ -131,7 +131,7 @@ fn a_message_that_is_refused_after_its_data_was_delivered_to_no_recipient() {
     });
     assert_eq!(told.delivered, Vec::<String>::new());
     let (step, problem) = told.refused.unwrap_err();
-    assert!(step == Step::Message && matches!(problem, Problem::Refused(_)), "{problem:?}");
+    assert!(step == Step::Message && matches!(problem, DialogueError::Refused(_)), "{problem:?}");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn text_after_the_reply_to_starttls_does_not_count_as_encrypted() {
         };
         tokio::join!(talk, serve(server, answer)).0
     });
-    assert!(matches!(problem, Problem::Reply(ReplyError::Malformed(_))), "{problem:?}");
+    assert!(matches!(problem, DialogueError::Reply(ReplyError::Malformed(_))), "{problem:?}");
 }
 
 #[test]
@@ -189,10 +189,10 @@ fn a_silent_server_is_given_up_after_the_time_limit_of_a_command() {
     let problem = run(async {
         // The other end stays open.
         let (client, _server) = tokio::io::duplex(1 << 16);
-        let patience = Patience { command: Duration::from_millis(30), ..PATIENCE };
+        let patience = ReplyTimeouts { command: Duration::from_millis(30), ..PATIENCE };
         Dialogue::begin(Box::new(client), "me", patience).await.map(drop).unwrap_err()
     });
-    assert!(matches!(problem, (Step::Connect, Problem::Silent(_))), "{problem:?}");
+    assert!(matches!(problem, (Step::Connect, DialogueError::Silent(_))), "{problem:?}");
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_line_without_an_end_is_given_up() {
         let (talked, ()) = tokio::join!(talk, flood);
         talked.map(drop).unwrap_err()
     });
-    assert!(matches!(problem, (_, Problem::Reply(ReplyError::Line))), "{problem:?}");
+    assert!(matches!(problem, (_, DialogueError::Reply(ReplyError::Line))), "{problem:?}");
 }
 
 #[test]

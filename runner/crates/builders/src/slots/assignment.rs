@@ -80,7 +80,7 @@ pub fn waits_for_resources<'m>(
 /// Assigns `free` slots (by machine), and the resources that `account` has left, to `tickets`.
 /// `running` builds (by command) count for fairness. Returns pairs of ticket and machine, in the
 /// order of assignment.
-pub fn shared_out(
+pub fn assign(
     tickets: &[Ticket],
     mut free: BTreeMap<String, u32>,
     mut account: Account<'_>,
@@ -162,7 +162,7 @@ mod tests {
     /// Formats each assignment as `name machine`.
     fn shares(tickets: &[Ticket], slots: &[(&str, u32)]) -> Vec<String> {
         let none = Resources::default();
-        let shares = shared_out(tickets, free(slots), Account::of(&none, []), BTreeMap::new(), 0);
+        let shares = assign(tickets, free(slots), Account::of(&none, []), BTreeMap::new(), 0);
         shares
             .iter()
             .map(|(index, machine)| format!("{} {machine}", tickets[*index].name.display()))
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(shares(&tickets, &[("m", 3)]), ["big0 m", "small m", "big1 m"]);
         let running = BTreeMap::from([(Command { pid: 2, started: 0 }, 2)]);
         let none = Resources::default();
-        let first = shared_out(&tickets, free(&[("m", 1)]), Account::of(&none, []), running, 0);
+        let first = assign(&tickets, free(&[("m", 1)]), Account::of(&none, []), running, 0);
         assert_eq!(first, [(0, "m".into())]);
     }
 
@@ -224,8 +224,7 @@ mod tests {
             Ticket { takes: amounts(1), since_ms: 1, depth: Some(9), ..ticket("small", 1, &["m"]) };
         let plain = Ticket { since_ms: 1, ..ticket("plain", 1, &["m"]) };
         let tickets = [large, small, plain];
-        let at =
-            |now_ms| shared_out(&tickets, free(&[("m", 9)]), running(), BTreeMap::new(), now_ms);
+        let at = |now_ms| assign(&tickets, free(&[("m", 9)]), running(), BTreeMap::new(), now_ms);
         let names = |shares: Vec<(usize, String)>| -> Vec<String> {
             shares.iter().map(|(index, _)| tickets[*index].name.display().to_string()).collect()
         };
@@ -235,7 +234,7 @@ mod tests {
             ["plain"],
             "builds that need none of it continue"
         );
-        let idle = shared_out(
+        let idle = assign(
             &tickets,
             free(&[("m", 9)]),
             Account::of(&limits, []),
@@ -275,7 +274,7 @@ mod tests {
             let all: BTreeMap<String, u32> = MACHINES.iter().map(|m| String::from(*m)).zip(slots).collect();
             let mut left = all.clone();
             let mut resources_left = gpus.clone();
-            let shares = shared_out(&tickets, all, Account::of(&limits, []), BTreeMap::new(), 0);
+            let shares = assign(&tickets, all, Account::of(&limits, []), BTreeMap::new(), 0);
             let mut given = std::collections::BTreeSet::new();
             for (index, machine) in shares {
                 prop_assert!(given.insert(index), "twice");

@@ -26,17 +26,17 @@ const FORMAT: &str = "hookrun-verdict-2";
 /// Maximum size in bytes of a file that is read.
 const MAX_LENGTH: u64 = 2 << 20;
 
-/// The directory of verdicts.
+/// The directory of examination results.
 #[derive(Debug, Clone)]
-pub struct Verdicts {
+pub struct ExaminationCache {
     directory: PathBuf,
 }
 
 /// Identifies the content of a file at one time: path, device, inode, size and times.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stamp(String);
+pub struct FileStamp(String);
 
-impl Stamp {
+impl FileStamp {
     /// Returns the stamp of the file at `path` with this metadata.
     pub fn of(path: &Path, found: &std::fs::Metadata) -> Self {
         let state = [
@@ -58,8 +58,8 @@ impl Stamp {
     }
 }
 
-impl Verdicts {
-    /// Returns the verdicts in `directory`, which need not exist.
+impl ExaminationCache {
+    /// Returns the cache in `directory`, which need not exist.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
@@ -86,11 +86,11 @@ impl Verdicts {
     }
 
     /// Returns the digest of the component that was read from the file with this stamp.
-    pub(super) fn digest(&self, stamp: &Stamp) -> Option<String> {
+    pub(super) fn digest(&self, stamp: &FileStamp) -> Option<String> {
         String::from_utf8(self.read(&stamp.0)?).ok()
     }
 
-    pub(super) fn remember(&self, stamp: &Stamp, digest: &str) {
+    pub(super) fn remember(&self, stamp: &FileStamp, digest: &str) {
         self.write(&stamp.0, digest.as_bytes());
     }
 
@@ -112,13 +112,13 @@ impl Verdicts {
     }
 
     fn write(&self, name: &str, content: &[u8]) {
-        // A verdict that cannot be stored is found again by the next examination.
+        // A result that cannot be stored is found again by the next examination.
         let _kept = cache_directory::open_directory(&self.directory)
             .map(|directory| cache_directory::put(&directory, name, &[content]));
     }
 }
 
-impl Stamp {
+impl FileStamp {
     /// Returns the name of the stamp's file.
     pub(super) fn name(&self) -> &str {
         &self.0

@@ -1,4 +1,4 @@
-//! Shared memory between the working process of a thin hook and the process that Nix waits for. It
+//! Shared memory between the working process of a hook and the process that Nix waits for. It
 //! contains the event, and the configuration if that may have a gate.
 
 use std::ffi::OsString;
@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use hookrun_config::Text;
+use hookrun_config::ConfigText;
 use hookrun_nix::role::GATE;
 
 /// A list of frames in shared memory. The last frame of each kind is valid. A frame consists of its
@@ -20,7 +20,7 @@ pub(super) struct Frames(pub(super) File);
 
 /// The content of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     /// An event, sealed.
     Event = 1,
     /// A configuration that may have a gate, as JSON.
@@ -35,7 +35,7 @@ impl Frames {
         Ok(Self(hookrun_system::memory::file("hookrun-event")?))
     }
 
-    pub(super) fn add(&mut self, kind: Kind, content: &[u8]) {
+    pub(super) fn add(&mut self, kind: FrameKind, content: &[u8]) {
         let mut frame = vec![kind as u8];
         frame.extend((content.len() as u64).to_le_bytes());
         frame.extend(content);
@@ -43,7 +43,7 @@ impl Frames {
         let _added = self.0.write_all(&frame);
     }
 
-    pub(super) fn last(&self, wanted: Kind) -> Option<Vec<u8>> {
+    pub(super) fn last(&self, wanted: FrameKind) -> Option<Vec<u8>> {
         let (mut last, mut at) = (None, 0);
         let size = self.0.metadata().ok()?.len();
         loop {
@@ -72,7 +72,7 @@ impl Frames {
 
 /// The result of the work of a hook.
 #[derive(Debug)]
-pub struct Ended {
+pub struct HookResult {
     pub(super) frames: Option<Frames>,
     /// Whether the work ended by itself and in time.
     pub in_time: bool,
@@ -84,15 +84,15 @@ pub struct Ended {
 const IN_TIME: &str = "in-time";
 const LATE: &str = "late";
 
-impl Ended {
+impl HookResult {
     /// Returns the sealed event, if there is one.
     pub fn event(&self) -> Option<Vec<u8>> {
-        self.frames.as_ref()?.last(Kind::Event)
+        self.frames.as_ref()?.last(FrameKind::Event)
     }
 
     /// Returns the configuration, if it may have a gate.
-    pub fn configuration(&self) -> Option<Text> {
-        serde_json::from_slice(&self.frames.as_ref()?.last(Kind::Configuration)?).ok()
+    pub fn configuration(&self) -> Option<ConfigText> {
+        serde_json::from_slice(&self.frames.as_ref()?.last(FrameKind::Configuration)?).ok()
     }
 
     /// Returns whether a gate may have to run on the event.
@@ -114,8 +114,8 @@ impl Ended {
             .exec()
     }
 
-    /// Takes over what the program that called [`Ended::exec_gates`] left, from the arguments after
-    /// `hook gate`: the number of a file descriptor, and whether its work ended in time.
+    /// Takes over what the program that called [`HookResult::exec_gates`] left, from the arguments
+    /// after `hook gate`: the number of a file descriptor, and whether its work ended in time.
     pub fn inherited(arguments: &[OsString]) -> Self {
         let [descriptor, time] = arguments else { return Self::nothing() };
         let number = descriptor.to_str().and_then(|text| text.parse::<u32>().ok());
@@ -136,28 +136,28 @@ mod tests {
     #[test]
     fn the_last_whole_frame_of_a_kind_counts() {
         let mut frames = Frames::new().unwrap();
-        assert_eq!(frames.last(Kind::Event), None);
-        frames.add(Kind::Event, b"one");
-        frames.add(Kind::Event, b"another");
-        frames.add(Kind::Configuration, b"text");
-        assert_eq!(frames.last(Kind::Event).as_deref(), Some(b"another".as_slice()));
-        assert_eq!(frames.last(Kind::Configuration).as_deref(), Some(b"text".as_slice()));
+        assert_eq!(frames.last(FrameKind::Event), None);
+        frames.add(FrameKind::Event, b"one");
+        frames.add(FrameKind::Event, b"another");
+        frames.add(FrameKind::Configuration, b"text");
+        assert_eq!(frames.last(FrameKind::Event).as_deref(), Some(b"another".as_slice()));
+        assert_eq!(frames.last(FrameKind::Configuration).as_deref(), Some(b"text".as_slice()));
         // The process ended while it wrote this frame.
-        frames.0.write_all(&[Kind::Event as u8]).unwrap();
+        frames.0.write_all(&[FrameKind::Event as u8]).unwrap();
         frames.0.write_all(&9_u64.to_le_bytes()).unwrap();
         frames.0.write_all(b"begun").unwrap();
-        assert_eq!(frames.last(Kind::Event).as_deref(), Some(b"another".as_slice()));
+        assert_eq!(frames.last(FrameKind::Event).as_deref(), Some(b"another".as_slice()));
     }
 
     #[test]
     fn gates_are_looked_for_unless_the_work_found_that_there_are_none() {
         let mut frames = Frames::new().unwrap();
-        frames.add(Kind::Event, b"one");
-        let mut ended = Ended { frames: Some(frames), in_time: true, is_complete: true };
+        frames.add(FrameKind::Event, b"one");
+        let mut ended = HookResult { frames: Some(frames), in_time: true, is_complete: true };
         assert!(!ended.may_have_gate());
         ended.is_complete = false;
         assert!(ended.may_have_gate(), "it died before it had read the configuration");
-        assert!(!Ended::nothing().may_have_gate(), "there is no event");
-        assert!(!Ended::inherited(&["x".into(), LATE.into()]).may_have_gate());
+        assert!(!HookResult::nothing().may_have_gate(), "there is no event");
+        assert!(!HookResult::inherited(&["x".into(), LATE.into()]).may_have_gate());
     }
 }
