@@ -171,14 +171,23 @@ impl Config {
         let keys = self.signing_keys.values().map(|key| &key.file);
         let stores = self.object_stores.values().flat_map(|store| {
             let from = &store.credentials;
-            [&from.access_key_id_file, &from.secret_access_key_file, &from.session_token_file]
+            [
+                &from.access_key_id_file,
+                &from.secret_access_key_file,
+                &from.session_token_file,
+                &store.ca_file,
+                &store.client_certificate_file,
+                &store.client_key_file,
+            ]
         });
         // If no other source of credentials is configured, they may come from a profile.
-        let profiles = self.object_stores.values().any(|store| {
+        let has_profiles = self.object_stores.values().any(|store| {
             store.credentials.access_key_id_file.is_none()
                 && store.url.as_deref().is_some_and(|url| url.starts_with("s3:"))
         });
-        let profiles = profiles.then(profiles_file).flatten().filter(|file| file.is_file());
+        let profiles = [profiles_file(), profiles_config_file()].into_iter().flatten();
+        let profiles: Vec<PathBuf> =
+            profiles.filter(|file| has_profiles && file.is_file()).collect();
         let mails = self.mail.values().flat_map(|mail| [&mail.password_file, &mail.ca_file]);
         let credentials = self
             .http_credentials
@@ -190,7 +199,7 @@ impl Config {
             .chain(keys)
             .chain(optional)
             .chain(credentials)
-            .chain(profiles.as_ref());
+            .chain(&profiles);
         let mut files: Vec<PathBuf> = std::iter::once(&self.path).chain(all).cloned().collect();
         files.sort();
         files.dedup();

@@ -1,6 +1,7 @@
 //! `[object-stores.NAME]`. Secrets are named by file or environment variable here and read only by
 //! the process that uses them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +23,16 @@ pub struct ObjectStore {
     pub credentials: Credentials,
     /// The profile of `~/.aws/credentials` that has the S3 credentials.
     pub profile: Option<String>,
+    /// The storage class of new objects, such as `STANDARD_IA`.
+    pub storage_class: Option<String>,
+    /// The tags of new objects.
+    pub tags: BTreeMap<String, String>,
+    /// The certificate authorities that are trusted instead of the machine's.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that is shown to a server that asks for one.
+    pub client_certificate_file: Option<PathBuf>,
+    /// Its private key.
+    pub client_key_file: Option<PathBuf>,
     /// How long the server may take to begin an answer, and between two parts of it.
     #[serde(deserialize_with = "optional_duration")]
     pub timeout: Option<Duration>,

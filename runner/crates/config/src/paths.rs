@@ -37,6 +37,9 @@ fn paths_mut(config: &mut Config) -> Vec<&mut PathBuf> {
         paths.extend(access_key_id_file);
         paths.extend(secret_access_key_file);
         paths.extend(session_token_file);
+        paths.extend(&mut store.ca_file);
+        paths.extend(&mut store.client_certificate_file);
+        paths.extend(&mut store.client_key_file);
     }
     for mail in config.mail.values_mut() {
         let Mail { password_file, ca_file, directory, program, .. } = mail;
@@ -75,6 +78,7 @@ impl Config {
             for (key, file) in [
                 ("secret-access-key-file", &from.secret_access_key_file),
                 ("session-token-file", &from.session_token_file),
+                ("client-key-file", &store.client_key_file),
             ] {
                 if let Some(file) = file {
                     add(["object-stores", name, key], file);

@@ -5,7 +5,9 @@
 //! Memory does not depend on the size of the path. The hash is known only after the last byte, so a
 //! caller must not publish the data before [`write()`] returns without an error.
 
+mod decode;
 mod encode;
+mod frames;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,14 +16,9 @@ use std::sync::Arc;
 use nix_derivation::NixHash;
 use sha2::{Digest as _, Sha256};
 
+pub use self::decode::{Decoded, decode};
 pub use self::encode::EncodeError;
 
-/// The size from which on NARs are compressed by several zstd threads. For smaller ones, starting
-/// threads costs more than it saves.
-const PARALLEL_FROM: u64 = 32 << 20;
-/// The maximum number of zstd threads for one NAR. Each uses some MiB, and other uploads run at the
-/// same time.
-const MAX_THREADS: usize = 4;
 /// The default level of zstd.
 const ZSTD_LEVEL: i32 = 3;
 /// The default level of xz and of Nix.
@@ -33,10 +30,13 @@ pub const XZ_LEVELS: std::ops::RangeInclusive<i32> = 0..=9;
 /// The number of bytes that are collected before the next stage is called. The encoder writes words
 /// of 8 bytes.
 const BUFFER: usize = 128 << 10;
-/// The version of the encoder, which is part of the name of every compressed object. It must be
-/// raised when the same NAR at the same level would result in different bytes (a test detects
-/// that), so that no object is ever replaced by different bytes under the same name.
-const ENCODER: u32 = 1;
+/// The version of the encoder of zstd, which is part of the name of its objects, with the version of
+/// the library. It must be raised when the same NAR at the same level would result in different
+/// bytes with the same library, for example because frames have another size.
+const ZSTD_ENCODER: u32 = 2;
+/// The same for xz, whose library is compiled in. It must be raised, too, when a new version of that
+/// library results in different bytes (a test detects that).
+const XZ_ENCODER: u32 = 1;
 
 const MIB: u64 = 1 << 20;
 
@@ -77,29 +77,26 @@ impl Compression {
 
     /// Returns the name of the object for a NAR with this hash. It contains the hash of the
     /// contents, which is known before the first byte is sent, and everything that determines the
-    /// compressed bytes.
+    /// stored bytes: format, level, version of the encoder and, for zstd, of the library. So the
+    /// same name always means the same bytes.
     pub fn object_name(self, nar_hash: &str) -> String {
         let hash = nar_hash.strip_prefix("sha256:").unwrap_or(nar_hash);
         match self {
             Self::None => format!("{hash}.nar"),
-            Self::Zstd(level) => format!("{hash}-z{level}.{ENCODER}.nar.zst"),
-            Self::Xz(level) => format!("{hash}-x{level}.{ENCODER}.nar.xz"),
+            Self::Zstd(level) => {
+                let library = zstd::zstd_safe::version_number();
+                format!("{hash}-z{level}.{ZSTD_ENCODER}.{library}.nar.zst")
+            }
+            Self::Xz(level) => format!("{hash}-x{level}.{XZ_ENCODER}.nar.xz"),
         }
     }
 
     /// Returns the approximate maximum memory for compressing `size` bytes.
     pub fn memory(self, size: u64) -> u64 {
-        // zstd: measured; each thread has its own tables and job. xz: the table in xz(1).
         let most = match self {
             Self::None => 0,
-            Self::Zstd(level) => {
-                let one = match level {
-                    ..=4 => 12 * MIB,
-                    5..=12 => 48 * MIB,
-                    _ => 128 * MIB,
-                };
-                if size >= PARALLEL_FROM { one * u64::from(threads()) } else { one }
-            }
+            Self::Zstd(level) => frames::memory(level, size),
+            // The table in xz(1).
             Self::Xz(level) => {
                 let by_level = [3, 9, 17, 32, 48, 94, 94, 186, 370, 674];
                 let index = usize::try_from(level).unwrap_or(usize::MAX);
@@ -109,12 +106,6 @@ impl Compression {
         // A small NAR does not touch all memory of the tables.
         most.min((4 * MIB).saturating_add(size.saturating_mul(12)))
     }
-}
-
-/// Returns the number of zstd threads for one large NAR.
-fn threads() -> u32 {
-    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u32::try_from(machine.min(MAX_THREADS)).unwrap_or(1)
 }
 
 /// The source of a serialisation.
@@ -202,7 +193,7 @@ pub fn write(
     let file = match compression {
         Compression::None => feed(source, expected, file)?,
         Compression::Zstd(level) => {
-            let encoder = zstd_encoder(file, level, expected.nar_size).map_err(failed)?;
+            let encoder = frames::Frames::new(file, level, expected.nar_size);
             feed(source, expected, encoder)?.finish().map_err(failed)?
         }
         Compression::Xz(level) => {
@@ -219,19 +210,6 @@ pub fn write(
 /// Returns hash and size of a NAR's bytes, for sample stores.
 pub fn hash(bytes: &[u8]) -> (String, u64) {
     (nix_hash(Sha256::digest(bytes).into()), bytes.len() as u64)
-}
-
-fn zstd_encoder<W: Write>(out: W, level: i32, size: u64) -> io::Result<zstd::Encoder<'static, W>> {
-    let mut encoder = zstd::Encoder::new(out, level)?;
-    // Lets zstd adapt its tables to small NARs, and readers their buffers.
-    encoder.set_pledged_src_size(Some(size))?;
-    encoder.include_contentsize(true)?;
-    encoder.include_checksum(true)?;
-    // Also with one thread, because the bytes must not depend on the number of processors.
-    if size >= PARALLEL_FROM {
-        encoder.multithread(threads())?;
-    }
-    Ok(encoder)
 }
 
 /// Writes the whole NAR to `next`, and returns it only if the NAR was as `expected`.

@@ -12,8 +12,8 @@ use std::ops::ControlFlow;
 use std::path::Path as FilePath;
 
 use ::object_store::{
-    Attribute, Error, MultipartUpload, ObjectMeta, ObjectStoreExt as _, PutMode, PutOptions,
-    PutPayload, UpdateVersion,
+    Attribute, Error, MultipartUpload, ObjectMeta, ObjectStoreExt as _, PutMode, PutPayload,
+    UpdateVersion,
 };
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -22,11 +22,13 @@ use url::Url;
 
 pub use self::incomplete::Incomplete;
 use super::ObjectStores;
+use super::attributes::ObjectAttributes;
 use super::connector::PAGES;
 use super::error::{Answer, explain};
+use super::once::{self, Creation, Name};
 use super::open::{self, Open};
 use super::put_nar::PART;
-use super::requests::{contents, multipart_options, path, put_options, read};
+use super::requests::{contents, path, read};
 use crate::{CapabilityError, ErrorKind};
 use hookrun_config as config;
 
@@ -118,7 +120,7 @@ impl Bucket {
 
     /// Returns whether the store can be listed. Plain HTTP has no request for it.
     pub fn can_list(&self) -> bool {
-        !self.open.whole_only
+        self.open.http.is_none()
     }
 
     /// Calls `each` for every object below `directory`, or for all; returns the number of objects.
@@ -227,16 +229,10 @@ impl Bucket {
             return Ok(false);
         }
         let path = path(&self.open.name, key)?;
-        let options = PutOptions { mode: PutMode::Create, ..put_options(&self.open, content_type) };
-        let payload = PutPayload::from(bytes);
-        match self.open.store.put_opts(&path, payload.clone(), options).await {
-            Ok(_) => Ok(true),
-            Err(Error::AlreadyExists { .. }) => Ok(false),
-            Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
-                self.put(key, content_type, payload).await.map(|()| true)
-            }
-            Err(error) => Err(explain(&self.open, "put", key, &error)),
-        }
+        let attributes = ObjectAttributes::content_type(content_type);
+        let created = once::create(&self.open, &path, bytes.into(), &attributes, Name::Free).await;
+        let created = created.map_err(|error| explain(&self.open, "put", key, &error))?;
+        Ok(created == Creation::Created)
     }
 
     /// Replaces a small object if it is still what was read; returns whether it was. Where the
@@ -253,10 +249,8 @@ impl Bucket {
     ) -> Result<bool, CapabilityError> {
         let path = path(&self.open.name, key)?;
         let payload = PutPayload::from(new.clone());
-        let options = PutOptions {
-            mode: PutMode::Update(old.version.clone()),
-            ..put_options(&self.open, content_type)
-        };
+        let mode = PutMode::Update(old.version.clone());
+        let options = ObjectAttributes::content_type(content_type).put_options(&self.open, mode);
         match self.open.store.put_opts(&path, payload.clone(), options).await {
             Ok(_) => {}
             Err(Error::Precondition { .. } | Error::NotFound { .. }) => return Ok(false),
@@ -287,8 +281,9 @@ impl Bucket {
         payload: PutPayload,
     ) -> Result<(), CapabilityError> {
         let path = path(&self.open.name, key)?;
-        let stored =
-            self.open.store.put_opts(&path, payload, put_options(&self.open, content_type));
+        let attributes = ObjectAttributes::content_type(content_type);
+        let options = attributes.put_options(&self.open, PutMode::Overwrite);
+        let stored = self.open.store.put_opts(&path, payload, options);
         stored.await.map(drop).map_err(|error| explain(&self.open, "put", key, &error))
     }
 
@@ -321,7 +316,8 @@ impl Bucket {
                 continue;
             }
             if upload.is_none() {
-                let options = multipart_options(&self.open, content_type);
+                let options =
+                    ObjectAttributes::content_type(content_type).multipart_options(&self.open);
                 let begun = self.open.store.put_multipart_opts(&path, options).await;
                 upload = Some(begun.map_err(failed)?);
             }

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,8 +16,13 @@ use ::object_store::{ClientConfigKey, ClientOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use http::header::IF_NONE_MATCH;
+use http::{HeaderValue, Method};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
+
+use super::pace::Pace;
+use super::tls::Tls;
 
 const USER_AGENT: &str = concat!("hookrun/", env!("CARGO_PKG_VERSION"));
 /// How long a server may take to begin its answer, and between two pieces of it, unless the
@@ -24,11 +30,11 @@ const USER_AGENT: &str = concat!("hookrun/", env!("CARGO_PKG_VERSION"));
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 /// The slowest line that the body of a request may travel over, in bytes per second: a request has
 /// so much more time.
-const SLOWEST: u64 = 64 << 10;
+pub(super) const SLOWEST: u64 = 64 << 10;
 /// Joining the parts of a large object takes a server time, and some say nothing meanwhile.
 const COMPLETE_TIMES: u32 = 10;
 /// Bytes of an error that are kept. Those of S3 have less than a KiB.
-const MAX_ERROR: usize = 64 << 10;
+pub(super) const MAX_ERROR: usize = 64 << 10;
 /// An answer that the library reads as a whole: the longest is a page of a list, of 1,000 keys of
 /// 1,024 bytes each, every byte of which may be escaped.
 const MAX_ANSWER: u64 = 8 << 20;
@@ -45,6 +51,9 @@ pub(super) const MAX_EMPTY_PAGES: u32 = 256;
 tokio::task_local! {
     /// Requests for pages of the list that this task reads, since the last key.
     pub(super) static PAGES: Cell<u32>;
+    /// Requests of this task must not replace an object. For requests that the library cannot send
+    /// with a condition.
+    pub(super) static CREATE_ONLY: ();
 }
 
 /// Marks a request for the contents of an object: the reader bounds them.
@@ -55,26 +64,33 @@ pub(super) struct Contents;
 #[derive(Debug)]
 pub(super) struct BoundedConnector {
     timeout: Duration,
+    pace: Arc<Pace>,
+    tls: Tls,
 }
 
 impl BoundedConnector {
     /// With so much time for each answer.
-    pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout }
+    pub(super) fn new(timeout: Duration, pace: Arc<Pace>, tls: Tls) -> Self {
+        Self { timeout, pace, tls }
     }
+}
+
+/// The settings of all connections. A server must not choose where requests go, nor whose answer a
+/// plugin gets, so redirects are not followed.
+pub(super) fn client(tls: &Tls, allow_http: bool) -> reqwest::ClientBuilder {
+    let client = reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .http1_only()
+        .https_only(!allow_http);
+    tls.apply(client)
 }
 
 impl HttpConnector for BoundedConnector {
     fn connect(&self, options: &ClientOptions) -> ::object_store::Result<HttpClient> {
         let value = |key| options.get_config_value(&key).unwrap_or_default();
         let duration = |key| humantime::parse_duration(&value(key)).ok();
-        // As the library makes it, but without following redirects: a server must not choose where
-        // requests go, nor whose answer a plugin gets.
-        let mut client = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            .http1_only()
-            .https_only(value(ClientConfigKey::AllowHttp) != "true");
+        let mut client = client(&self.tls, value(ClientConfigKey::AllowHttp) == "true");
         if let Some(timeout) = duration(ClientConfigKey::ConnectTimeout) {
             client = client.connect_timeout(timeout);
         }
@@ -86,7 +102,8 @@ impl HttpConnector for BoundedConnector {
             source: Box::new(error),
         };
         let inner = HttpClient::new(client.build().map_err(failed)?);
-        Ok(HttpClient::new(Bounded { inner, timeout: self.timeout }))
+        let (timeout, pace) = (self.timeout, Arc::clone(&self.pace));
+        Ok(HttpClient::new(Bounded { inner, timeout, pace }))
     }
 }
 
@@ -94,22 +111,30 @@ impl HttpConnector for BoundedConnector {
 struct Bounded {
     inner: HttpClient,
     timeout: Duration,
+    pace: Arc<Pace>,
 }
 
 #[async_trait]
 impl HttpService for Bounded {
-    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         if !counts_page(&request) {
             return Err(HttpError::new(HttpErrorKind::Decode, Unread::EmptyPages));
         }
         let contents = request.extensions().get::<Contents>().is_some();
-        let completes = request.method() == http::Method::POST
+        let completes = request.method() == Method::POST
             && request.uri().query().is_some_and(|query| query.contains("uploadId="));
+        if CREATE_ONLY.try_with(|()| ()).is_ok() && (completes || request.method() == Method::PUT) {
+            // It need not be signed: S3 demands only `host` and its own headers.
+            request.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
+        }
+        let paused = |paused| HttpError::new(HttpErrorKind::Unknown, paused);
+        self.pace.wait().await.map_err(paused)?;
         let answering = if completes { self.timeout * COMPLETE_TIMES } else { self.timeout };
         let sending = Duration::from_secs(request.body().content_length() as u64 / SLOWEST);
         let allowed = answering.saturating_add(sending);
         let answer = tokio::time::timeout(allowed, self.inner.execute(request));
         let (head, body) = answer.await.map_err(|_| late(allowed))??.into_parts();
+        self.pace.answered(head.status, &head.headers);
         if !head.status.is_success() {
             let message = error_message(body, self.timeout).await;
             return Ok(HttpResponse::from_parts(head, message.into()));

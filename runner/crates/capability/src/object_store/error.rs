@@ -9,6 +9,7 @@ use ::object_store::Error;
 use ::object_store::client::{HttpError, HttpErrorKind};
 
 use super::open::Open;
+use super::pace::Paused;
 use super::s3::NoCredentials;
 use crate::{CapabilityError, ErrorKind};
 
@@ -54,7 +55,17 @@ pub(super) fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> Capa
         };
         let (kind, fix) = judge(answer.status, answer.code.as_deref(), name);
         let status = answer.status;
-        return CapabilityError::new(kind, format!("{subject}: HTTP status {status}{said}; {fix}"));
+        let error =
+            CapabilityError::new(kind, format!("{subject}: HTTP status {status}{said}; {fix}"));
+        return match open.pace.left() {
+            Some(left) if kind == ErrorKind::Transient => error.retry_after(left),
+            _ => error,
+        };
+    }
+    if let Some(Paused(left)) = chain(error).find_map(|error| error.downcast_ref()) {
+        let left = *left;
+        let error = CapabilityError::transient(format!("{subject}: {}", Paused(left)));
+        return error.retry_after(left);
     }
     if let Some(missing) = chain(error).find_map(|error| error.downcast_ref::<NoCredentials>()) {
         return CapabilityError::refused(format!("{subject}: {missing}"));
@@ -111,8 +122,7 @@ pub(super) fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> Capa
     match error {
         Error::NotImplemented { .. } | Error::NotSupported { .. } => {
             CapabilityError::permanent(format!(
-                "{subject}: this kind of store takes no object over {} MiB; use s3://, gs://, az:// or file://",
-                super::put_nar::PART >> 20
+                "{subject}: this kind of store cannot do that ({cause}); use s3://, gs://, az:// or file://"
             ))
         }
         Error::InvalidPath { .. } => {
@@ -148,7 +158,7 @@ fn judge(status: u16, code: Option<&str>, name: &str) -> (ErrorKind, String) {
         }
         // RFC 9110 15.5.9 and 15.6, RFC 6585 and S3's words: the other side asks for another try,
         // or what arrived was not what was sent.
-        (404 | 408 | 409 | 425 | 429 | 500..=599, _)
+        (404 | 408 | 409 | 412 | 425 | 429 | 500..=599, _)
         | (
             400,
             "RequestTimeout"
@@ -175,7 +185,7 @@ fn judge(status: u16, code: Option<&str>, name: &str) -> (ErrorKind, String) {
 
 /// The error and its causes. `source` of an I/O error skips the error that it wraps and gives
 /// that one's own cause.
-fn chain<'a>(
+pub(super) fn chain<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {

@@ -6,25 +6,33 @@
 //! decided before ([`crate::grants`]). Every object appears whole or not at all, and what
 //! comes back never holds a secret ([`error`]).
 
+mod attributes;
 mod bucket;
 mod connector;
 mod error;
 mod half_done;
+mod http_put;
 mod nars;
+mod once;
 mod open;
+mod pace;
 mod present;
 mod profile;
 mod put_nar;
 mod requests;
 mod s3;
 mod signed;
+mod stored;
+mod tls;
 mod transfers;
 mod upload;
 
+pub use attributes::ObjectAttributes;
 pub use bucket::{
     Bucket, Fetched, Incomplete, Listed, PARALLEL_REQUESTS as BUCKET_REQUESTS, Streamed,
 };
-pub use nars::Stored;
+pub use nars::StoredNar;
+pub use once::Creation;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +42,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::object_store::path::Path;
-use ::object_store::{Error, ObjectStoreExt as _, PutPayload};
+use ::object_store::{Error, ObjectStoreExt as _};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -42,9 +50,10 @@ use self::connector::PAGES;
 use self::error::{Answer, explain};
 use self::half_done::HalfDone;
 use self::nars::NAR_MEMORY;
+use self::once::Name;
 use self::open::Open;
 use self::present::{Present, Uploads};
-use self::requests::{check_content_type, contents, exists, path, put_options, read};
+use self::requests::{contents, exists, path, read};
 use self::transfers::Transfers;
 use super::{CapabilityError, ErrorKind, SandboxNeeds, Service, ServiceFinding};
 use hookrun_config::{self as config, Config, Grant, KeyError};
@@ -142,22 +151,12 @@ impl ObjectStores {
         Self { in_memory: true, half_done: HalfDone::default(), ..Self::new(config, dirs) }
     }
 
-    /// Reads the settings and the credentials of a store and tells where it is, and what it does
-    /// not take. Sends nothing.
+    /// Reads the settings and the credentials of a store and tells where it is. Sends nothing.
     ///
     /// # Errors
     /// What is wrong with them, with the line to write.
     pub fn check(&self, name: &str) -> Result<String, CapabilityError> {
-        let open = self.open(name)?;
-        Ok(if open.whole_only {
-            let most = put_nar::PART >> 20;
-            format!(
-                "{}, which takes no object over {most} MiB; s3:// has no such bound",
-                open.place
-            )
-        } else {
-            open.place
-        })
+        Ok(self.open(name)?.place)
     }
 
     /// Opens the store `name` now and keeps its client: this process is about to lose the right to
@@ -257,19 +256,19 @@ impl ObjectStores {
     /// An `invalid` key or content type, or as the store has it.
     pub async fn put_all(&self, name: &str, objects: Vec<Object>) -> Result<(), CapabilityError> {
         let open = self.open(name)?;
-        let checked: Vec<(Path, Object)> = objects
+        let checked: Vec<(Path, Object, ObjectAttributes)> = objects
             .into_iter()
             .map(|object| {
-                check_content_type(&object.content_type)?;
-                Ok((path(name, &object.key)?, object))
+                let attributes = ObjectAttributes::content_type(object.content_type.clone());
+                attributes.check()?;
+                Ok((path(name, &object.key)?, object, attributes))
             })
             .collect::<Result<_, CapabilityError>>()?;
-        let writing = futures_util::stream::iter(checked).map(|(path, object)| {
+        let writing = futures_util::stream::iter(checked).map(|(path, object, attributes)| {
             let open = &open;
             async move {
-                let Object { key, content_type, body } = object;
-                let options = put_options(open, &content_type);
-                let stored = open.store.put_opts(&path, PutPayload::from(body), options).await;
+                let Object { key, body, .. } = object;
+                let stored = once::put(open, &path, body.into(), &attributes, false).await;
                 stored.map_err(|error| explain(open, "put", &key, &error))?;
                 self.present.seen(name, path.as_ref());
                 Ok(())
@@ -277,6 +276,57 @@ impl ObjectStores {
         });
         let result = writing.buffer_unordered(PARALLEL_REQUESTS).try_collect().await;
         self.noticed(name, result)
+    }
+
+    /// Writes one small object with attributes, and replaces one under this key.
+    ///
+    /// # Errors
+    /// An `invalid` key or attribute, or as the store has it.
+    pub async fn put_with(
+        &self,
+        name: &str,
+        key: &str,
+        body: Vec<u8>,
+        attributes: &ObjectAttributes,
+    ) -> Result<(), CapabilityError> {
+        let open = self.open(name)?;
+        attributes.check()?;
+        let path = path(name, key)?;
+        let stored = once::put(&open, &path, body.into(), attributes, false).await;
+        let result = stored.map_err(|error| explain(&open, "put", key, &error));
+        self.noticed(name, result)?;
+        self.present.seen(name, path.as_ref());
+        Ok(())
+    }
+
+    /// Writes one small object, unless there is one under this key. With a server that ignores or
+    /// refuses conditions, another writer may come between the look-up and the write; then the last
+    /// one counts.
+    ///
+    /// # Errors
+    /// An `invalid` key or attribute, or as the store has it.
+    pub async fn put_new(
+        &self,
+        name: &str,
+        key: &str,
+        body: Vec<u8>,
+        attributes: &ObjectAttributes,
+    ) -> Result<Creation, CapabilityError> {
+        let open = self.open(name)?;
+        attributes.check()?;
+        let path = path(name, key)?;
+        let created = once::create(&open, &path, body.into(), attributes, Name::Free).await;
+        let result = created.map_err(|error| explain(&open, "put", key, &error));
+        let creation = self.noticed(name, result)?;
+        self.present.seen(name, path.as_ref());
+        Ok(creation)
+    }
+
+    /// Returns how often the store `name` has asked for fewer requests (429, 503) since it was
+    /// opened.
+    pub fn throttled(&self, name: &str) -> u64 {
+        let stores = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.get(name).map_or(0, |open| open.pace.throttled())
     }
 
     /// At most `max` keys that start with `prefix`; fewer if they have more than `most` bytes

@@ -7,6 +7,8 @@ use std::time::Instant;
 use ::object_store::path::Path;
 use futures_util::StreamExt as _;
 
+use super::attributes::ObjectAttributes;
+use super::once::Creation;
 use super::open::Open;
 use super::requests::path;
 use super::{ObjectStores, present, put_nar, upload};
@@ -21,19 +23,23 @@ const PARALLEL_NARS: usize = 16;
 /// itself (xz at its highest level) goes alone.
 pub(super) const NAR_MEMORY: u32 = 512;
 
-/// An object that [`ObjectStores::put_nars`] stored.
+/// A NAR in a store. Hash and size are those of the stored object, whoever wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredNar {
     pub key: String,
     pub written: Written,
+    /// Whether this process wrote it just now.
+    pub created: bool,
 }
 
 impl ObjectStores {
-    /// Reads, hashes, compresses and sends a NAR in one pass.
+    /// Reads, hashes, compresses and sends a NAR in one pass. An object that exists under `key` is
+    /// not replaced: what is returned then is its hash and size, if it is this NAR in this
+    /// compression.
     ///
     /// # Errors
-    /// `permanent` if the store path is corrupt, `not-found` if it is gone, an `invalid` key, or as
-    /// the store has it.
+    /// `permanent` if the store path is corrupt, or another object is stored under `key`;
+    /// `not-found` if the path is gone, an `invalid` key, or as the store has it.
     pub async fn put_nar(
         &self,
         name: &str,
@@ -43,14 +49,35 @@ impl ObjectStores {
     ) -> Result<Written, CapabilityError> {
         let open = self.open(name)?;
         let path = path(name, key)?;
-        let result = self.put_within_memory(&open, &path, compression, nar).await;
+        let attributes = ObjectAttributes::default();
+        let result = self.put_within_memory(&open, &path, compression, nar, &attributes).await;
+        self.noticed(name, result).map(|(written, _)| written)
+    }
+
+    /// Stores a NAR below `directory`, under the name that determines its bytes
+    /// ([`Compression::object_name`]), unless it is there. One that another call of this process is
+    /// sending, or has just sent, is not sent again. An object that exists is never replaced.
+    ///
+    /// The memory is taken from that of all uploads, so any number of calls may be made at once.
+    /// If the returned future is dropped, nothing becomes visible.
+    ///
+    /// # Errors
+    /// As [`ObjectStores::put_nar`].
+    pub async fn put_nar_once(
+        &self,
+        name: &str,
+        directory: &str,
+        compression: Compression,
+        nar: Nar,
+        attributes: &ObjectAttributes,
+    ) -> Result<StoredNar, CapabilityError> {
+        let result = self.put_or_find(name, directory, compression, nar, attributes).await;
         self.noticed(name, result)
     }
 
-    /// As [`ObjectStores::put_nar`] for several at once, each below `directory` under the name that
-    /// says what is in it ([`Compression::object_name`]). One that another call is sending, or has
-    /// just sent, is not sent again. What was stored is that of the first `nars`, in their order;
-    /// if one of them fails, those behind it are left. `sent` is set as soon as one was sent.
+    /// As [`ObjectStores::put_nar_once`] for several at once. What was stored is that of the first
+    /// `nars`, in their order; if one of them fails, those behind it are left. `sent` is set as soon
+    /// as one was sent.
     pub async fn put_nars(
         &self,
         name: &str,
@@ -58,13 +85,18 @@ impl ObjectStores {
         compression: Compression,
         nars: Vec<Nar>,
         sent: &AtomicBool,
-    ) -> (Vec<Stored>, Option<CapabilityError>) {
+    ) -> (Vec<StoredNar>, Option<CapabilityError>) {
         let mut stored = Vec::with_capacity(nars.len());
+        let attributes = &ObjectAttributes::default();
         let mut sending = futures_util::stream::iter(nars)
-            .map(|nar| self.put_once(name, directory, compression, nar, sent))
+            .map(|nar| async move {
+                let one = self.put_nar_once(name, directory, compression, nar, attributes).await?;
+                sent.fetch_or(one.created, Ordering::Relaxed);
+                Ok(one)
+            })
             .buffered(PARALLEL_NARS);
         while let Some(result) = sending.next().await {
-            match self.noticed(name, result) {
+            match result {
                 Ok(one) => stored.push(one),
                 Err(error) => return (stored, Some(error)),
             }
@@ -73,27 +105,27 @@ impl ObjectStores {
         (stored, None)
     }
 
-    /// One NAR of [`ObjectStores::put_nars`].
-    async fn put_once(
+    async fn put_or_find(
         &self,
         name: &str,
         directory: &str,
         compression: Compression,
         nar: Nar,
-        sent: &AtomicBool,
-    ) -> Result<Stored, CapabilityError> {
+        attributes: &ObjectAttributes,
+    ) -> Result<StoredNar, CapabilityError> {
+        attributes.check()?;
         let open = self.open(name)?;
         let key = format!("{directory}/{}", compression.object_name(&nar.expected.nar_hash));
         let path = path(name, &key)?;
         let upload = self.uploads.of(name, &key);
         let mut upload = upload.lock().await;
         if let Some(written) = present::written(upload.as_ref()) {
-            return Ok(Stored { key, written });
+            return Ok(StoredNar { key, written, created: false });
         }
-        let written = self.put_within_memory(&open, &path, compression, nar).await?;
+        let (written, creation) =
+            self.put_within_memory(&open, &path, compression, nar, attributes).await?;
         *upload = Some((Instant::now(), written.clone()));
-        sent.store(true, Ordering::Relaxed);
-        Ok(Stored { key, written })
+        Ok(StoredNar { key, written, created: creation == Creation::Created })
     }
 
     async fn put_within_memory(
@@ -102,7 +134,8 @@ impl ObjectStores {
         path: &Path,
         compression: Compression,
         nar: Nar,
-    ) -> Result<Written, CapabilityError> {
+        attributes: &ObjectAttributes,
+    ) -> Result<(Written, Creation), CapabilityError> {
         self.swept(open).await;
         let bytes = put_nar::memory(compression, nar.expected.nar_size);
         let wanted = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).min(NAR_MEMORY);
@@ -110,7 +143,10 @@ impl ObjectStores {
         let _taken = self.memory.acquire_many(wanted).await.ok();
         let Expected { path: store_path, nar_size, .. } = &nar.expected;
         let under_way = self.transfers.begin(&open.name, store_path, *nar_size).into();
-        put_nar::put_nar(open, path, compression, nar, &self.half_done, under_way).await
+        let of_nars = ObjectAttributes::content_type(put_nar::CONTENT_TYPE);
+        let attributes = attributes.or(&of_nars);
+        let half_done = &self.half_done;
+        put_nar::put_nar(open, path, compression, nar, &attributes, half_done, under_way).await
     }
 
     /// Before the first upload of this process to a store: ends those that others have left there.

@@ -20,21 +20,26 @@ use ::object_store::prefix::PrefixStore;
 use ::object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
+use super::attributes::ObjectAttributes;
 use super::connector::{self, BoundedConnector};
+use super::http_put::HttpPut;
+use super::once::{Condition, Conditions};
+use super::pace::Pace;
 use super::s3::{Fetched, one_line, s3};
 use super::signed::Signed;
+use super::tls::Tls;
 use crate::{CapabilityError, SandboxNeeds};
 use hookrun_config as config;
 use hookrun_nix::layout;
 
 /// A server that does not take a connection in this time is down.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// One request with all of its answer, so that none goes on for ever by single bytes; what is
 /// normal has shorter times ([`connector`]).
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(15);
 /// Tries again within one call are for a dropped connection or a single 503; whatever lasts is for
 /// the queue, which waits longer and survives a restart.
-const RETRIES: usize = 3;
+pub(super) const RETRIES: usize = 3;
 /// Time for these tries.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -50,18 +55,34 @@ pub(super) struct Open {
     pub name: String,
     /// What is behind it.
     pub store: Arc<dyn ObjectStore>,
-    /// Whether it keeps a content type.
-    pub attributes: bool,
+    /// What it keeps besides the bytes of an object.
+    pub keeps: Keeps,
+    /// How objects are stored if a call says nothing else.
+    pub defaults: ObjectAttributes,
     /// Where it is, for messages.
     pub place: String,
     /// How large objects are sent, where the service gives uploads a name.
     pub parts: Option<Parts>,
     /// The directory, if it is one.
     pub directory: Option<PathBuf>,
-    /// Whether it takes objects in one piece only.
-    pub whole_only: bool,
     /// Requests that the library does not have, in S3.
     pub signed: Option<Signed>,
+    /// How large objects are sent to a plain HTTP server.
+    pub http: Option<HttpPut>,
+    /// What it does with conditions of writes.
+    pub conditions: Arc<Conditions>,
+    /// The rate that the server asks for.
+    pub pace: Arc<Pace>,
+}
+
+/// What a store keeps besides the bytes of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeps {
+    Nothing,
+    /// Headers of HTTP.
+    Headers,
+    /// Also a storage class and tags.
+    Everything,
 }
 
 /// Uploads in parts that can be named: what a process has left, another can end.
@@ -69,6 +90,8 @@ pub(super) struct Open {
 pub(super) struct Parts {
     store: Arc<dyn MultipartStore>,
     prefix: Key,
+    /// Whether the end of an upload may have a condition.
+    pub is_s3: bool,
 }
 
 impl std::fmt::Debug for Parts {
@@ -98,8 +121,8 @@ pub(super) fn open(
     default: &Path,
 ) -> Result<Open, CapabilityError> {
     use_ring();
-    let config::ObjectStore { url, region, endpoint, path_style, credentials, profile, timeout } =
-        settings;
+    let config::ObjectStore { url, region, endpoint, path_style, profile, timeout, .. } = settings;
+    let config::ObjectStore { credentials, storage_class, tags, .. } = settings;
     let wrong = |what: &str| {
         CapabilityError::refused(format!(
             "object store `{name}`: {what} under [object-stores.{name}]"
@@ -133,9 +156,35 @@ pub(super) fn open(
     if let Some((key, _)) = only_s3.iter().find(|(_, is_set)| *is_set && !is_s3) {
         return Err(wrong(&format!("`{key}` is for s3:// only; remove it")));
     }
+    let is_http = matches!(url.scheme(), "http" | "https");
+    let is_file = matches!(url.scheme(), "file" | "memory");
+    let config::ObjectStore { ca_file, client_certificate_file, .. } = settings;
+    let only_others = [
+        ("storage-class", storage_class.is_some(), "s3://, gs:// and az://", is_http || is_file),
+        ("tags", !tags.is_empty(), "s3:// and az://", is_http || is_file || url.scheme() == "gs"),
+        ("ca-file", ca_file.is_some(), "stores of the network", is_file),
+        (
+            "client-certificate-file",
+            client_certificate_file.is_some(),
+            "stores of the network",
+            is_file,
+        ),
+    ];
+    if let Some((key, _, those, _)) = only_others.iter().find(|(_, is_set, _, not)| *is_set && *not)
+    {
+        return Err(wrong(&format!("`{key}` is for {those} only; remove it")));
+    }
+    let defaults = ObjectAttributes {
+        storage_class: storage_class.clone(),
+        tags: tags.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        ..ObjectAttributes::default()
+    };
+    defaults.check().map_err(|error| wrong(&error.message))?;
+    let tls = Tls::read(name, settings)?;
     let mut place = url.to_string();
     let timeout = timeout.unwrap_or(connector::TIMEOUT);
-    let connector = || BoundedConnector::new(timeout);
+    let pace = Arc::<Pace>::default();
+    let connector = || BoundedConnector::new(timeout, Arc::clone(&pace), tls.clone());
     let build = |error: ::object_store::Error| {
         wrong(&format!("{}; see the keys", one_line(&error.to_string())))
     };
@@ -188,27 +237,44 @@ pub(super) fn open(
             )));
         }
     };
+    let http = if is_http {
+        let client = connector::client(&tls, url.scheme() == "http");
+        let client = client
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build()
+            .map_err(|error| wrong(&format!("{}; see the keys", one_line(&error.to_string()))))?;
+        Some(HttpPut { client, base: url.clone(), timeout })
+    } else {
+        None
+    };
     let prefix =
         Key::from_url_path(inner).map_err(|error| wrong(&format!("`url`: {error}; shorten it")))?;
     let signed = amazon
         .map(|(s3, service)| {
             let bucket = url.host_str().unwrap_or_default();
-            Signed::new(&s3, timeout, bucket, &service, &prefix)
+            Signed::new(&s3, &connector(), bucket, &service, &prefix)
         })
         .transpose()
         .map_err(build)?;
-    let parts = parts.map(|store| Parts { store, prefix: prefix.clone() });
+    let parts = parts.map(|store| Parts { store, prefix: prefix.clone(), is_s3 });
     let store =
         if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
     Ok(Open {
         name: name.to_owned(),
         store,
-        attributes: url.scheme() != "http" || is_s3,
+        keeps: if is_http { Keeps::Headers } else { Keeps::Everything },
+        defaults,
         place,
         parts,
         directory: None,
-        whole_only: matches!(url.scheme(), "http" | "https"),
         signed,
+        http,
+        conditions: Arc::new(Conditions::new(if is_s3 || is_http {
+            Condition::Unknown
+        } else {
+            Condition::Honoured
+        })),
+        pace,
     })
 }
 
@@ -290,12 +356,15 @@ pub(super) fn in_memory(name: &str) -> Open {
     Open {
         name: name.to_owned(),
         store: Arc::new(InMemory::new()),
-        attributes: true,
+        keeps: Keeps::Everything,
+        defaults: ObjectAttributes::default(),
         place: "memory".to_owned(),
         parts: None,
         directory: None,
-        whole_only: false,
         signed: None,
+        http: None,
+        conditions: Arc::new(Conditions::new(Condition::Honoured)),
+        pace: Arc::default(),
     }
 }
 
@@ -317,12 +386,15 @@ fn open_directory(name: &str, path: &Path) -> Result<Open, CapabilityError> {
     Ok(Open {
         name: name.to_owned(),
         store: Arc::new(store),
-        attributes: false,
+        keeps: Keeps::Nothing,
+        defaults: ObjectAttributes::default(),
         place,
         parts: None,
         directory: Some(path.to_owned()),
-        whole_only: false,
         signed: None,
+        http: None,
+        conditions: Arc::new(Conditions::new(Condition::Honoured)),
+        pace: Arc::default(),
     })
 }
 

@@ -11,14 +11,16 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use ::object_store::path::Path;
-use ::object_store::{ObjectStoreExt as _, PutPayload};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::attributes::ObjectAttributes;
 use super::error::explain;
 use super::half_done::HalfDone;
+use super::http_put;
+use super::once::{self, Condition, Creation, Name};
 use super::open::Open;
-use super::requests::put_options;
+use super::stored::{self, Sent};
 use super::transfers::UnderWay;
 use super::upload::{PARALLEL, Upload};
 use crate::CapabilityError;
@@ -38,8 +40,9 @@ const IN_MEMORY: u64 = (PARALLEL + WAITING + 1) as u64;
 const OVERHEAD: u64 = 64 << 10;
 /// What a binary cache serves NARs as (Nix 2.34 `nix copy --to s3://`).
 pub(super) const CONTENT_TYPE: &str = "application/x-nix-nar";
+
 /// The size of the parts of a NAR of `nar_size` bytes.
-fn part_size(nar_size: u64) -> usize {
+pub(super) fn part_size(nar_size: u64) -> usize {
     let times = nar_size.div_ceil(PART as u64 * MAX_PARTS).max(1);
     usize::try_from(times).unwrap_or(usize::MAX).saturating_mul(PART)
 }
@@ -50,25 +53,60 @@ pub(super) fn memory(compression: Compression, nar_size: u64) -> u64 {
     compression.memory(nar_size).saturating_add(parts.min(nar_size.saturating_add(OVERHEAD)))
 }
 
-/// Puts the NAR under `path`.
+/// Puts the NAR under `path`, unless there is an object. Returns what is stored, and whether this
+/// call has written it.
 ///
 /// # Errors
-/// `permanent` if the store path is not what Nix's database says, `not-found` if it is gone, or as
-/// the store has it.
+/// `permanent` if the store path is not what Nix's database says, or another object is stored under
+/// this name; `not-found` if the path is gone; or as the store has it.
 pub(super) async fn put_nar(
     open: &Open,
     path: &Path,
     compression: Compression,
     nar: Nar,
+    attributes: &ObjectAttributes,
     half_done: &HalfDone,
     under_way: Arc<UnderWay>,
-) -> Result<Written, CapabilityError> {
+) -> Result<(Written, Creation), CapabilityError> {
+    // With some services, parts are joined without a condition.
+    let in_parts = nar.expected.nar_size > PART as u64;
+    if in_parts || open.conditions.put() != Condition::Honoured {
+        let found = once::is_there(open, path).await;
+        if found.map_err(|error| explain(open, "look for", path.as_ref(), &error))? {
+            let written = stored::describe(open, path, compression, nar, None).await?;
+            return Ok((written, Creation::Exists));
+        }
+    }
+    let again = nar.clone();
+    let (sent, creation) = match &open.http {
+        Some(http) if in_parts => {
+            http_put::put(open, http, path, compression, nar, attributes, &under_way).await?
+        }
+        _ => send(open, path, compression, nar, attributes, half_done, under_way).await?,
+    };
+    let written = match creation {
+        Creation::Created => sent.written,
+        Creation::Exists => stored::describe(open, path, compression, again, Some(sent)).await?,
+    };
+    Ok((written, creation))
+}
+
+/// Reads, compresses and sends the NAR.
+async fn send(
+    open: &Open,
+    path: &Path,
+    compression: Compression,
+    nar: Nar,
+    attributes: &ObjectAttributes,
+    half_done: &HalfDone,
+    under_way: Arc<UnderWay>,
+) -> Result<(Sent, Creation), CapabilityError> {
     let part = part_size(nar.expected.nar_size);
     let (sender, mut parts) = mpsc::channel(WAITING);
     let first_size = usize::try_from(nar.expected.nar_size.saturating_add(OVERHEAD))
         .map_or(part, |size| size.min(part));
     let writing = tokio::task::spawn_blocking(move || {
-        let mut filler = Filler { sender, size: part, part: Vec::with_capacity(first_size) };
+        let mut filler = Filler::new(sender, part, first_size);
         let written = nar::write(&nar.source, &nar.expected, compression, &mut filler)?;
         let failed = |error| NarError::Write { path: nar.expected.path.clone(), error };
         filler.send().map_err(failed)?;
@@ -83,18 +121,14 @@ pub(super) async fn put_nar(
             .map_err(|error| nar_error(&error))
     };
     let first: Bytes = parts.recv().await.unwrap_or_default();
+    let failed = |error: &::object_store::Error| explain(open, "put", path.as_ref(), error);
     let Some(second) = parts.recv().await else {
         let written = written.await?;
-        let stored = open
-            .store
-            .put_opts(path, PutPayload::from(first), put_options(open, CONTENT_TYPE))
-            .await;
-        return stored
-            .map(|_| written)
-            .map_err(|error| explain(open, "put", path.as_ref(), &error));
+        let sent = Sent { written, e_tag: stored::e_tag(&first) };
+        let created = once::create(open, path, first, attributes, Name::DeterminesBytes).await;
+        return created.map(|creation| (sent, creation)).map_err(|error| failed(&error));
     };
-    let failed = |error: &::object_store::Error| explain(open, "put", path.as_ref(), error);
-    let upload = Upload::begin(open, path, half_done, under_way).await;
+    let upload = Upload::begin(open, path, attributes, half_done, under_way).await;
     let mut upload = upload.map_err(|error| failed(&error))?;
     let sent = async {
         upload.send(first).await?;
@@ -120,13 +154,18 @@ pub(super) async fn put_nar(
             return Err(error);
         }
     };
-    match upload.complete().await {
-        Ok(()) => Ok(written),
+    let sent = Sent { written, e_tag: upload.e_tag() };
+    match upload.complete(open, path).await {
+        Ok(Creation::Created) => Ok((sent, Creation::Created)),
+        Ok(Creation::Exists) => {
+            upload.abort().await;
+            Ok((sent, Creation::Exists))
+        }
         // The answer may have been lost on its way: then the upload is unknown now, and the object
-        // is there.
-        Err(_) if is_there(open, path, written.file_size).await => {
-            upload.done();
-            Ok(written)
+        // is there. The caller compares it.
+        Err(_) if once::is_there(open, path).await.is_ok_and(|is_there| is_there) => {
+            upload.abort().await;
+            Ok((sent, Creation::Exists))
         }
         Err(error) => {
             upload.abort().await;
@@ -135,12 +174,7 @@ pub(super) async fn put_nar(
     }
 }
 
-/// Returns whether there is an object of so many bytes.
-async fn is_there(open: &Open, path: &Path, size: u64) -> bool {
-    open.store.head(path).await.is_ok_and(|found| found.size == size)
-}
-
-fn nar_error(error: &NarError) -> CapabilityError {
+pub(super) fn nar_error(error: &NarError) -> CapabilityError {
     let message = error.to_string();
     match error {
         NarError::Corrupt { .. } => CapabilityError::permanent(message),
@@ -162,14 +196,20 @@ fn nar_error(error: &NarError) -> CapabilityError {
 }
 
 /// Gathers what is written into parts.
-struct Filler {
+pub(super) struct Filler {
     sender: mpsc::Sender<Bytes>,
     size: usize,
     part: Vec<u8>,
 }
 
 impl Filler {
-    fn send(&mut self) -> io::Result<()> {
+    /// Sends parts of this size. The first is expected to have `first` bytes.
+    pub(super) fn new(sender: mpsc::Sender<Bytes>, size: usize, first: usize) -> Self {
+        Self { sender, size, part: Vec::with_capacity(first) }
+    }
+
+    /// Sends what is gathered.
+    pub(super) fn send(&mut self) -> io::Result<()> {
         let part = std::mem::take(&mut self.part);
         self.sender
             .blocking_send(part.into())

@@ -3,10 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::object_store::path::Path;
-use ::object_store::{
-    Attribute, Attributes, Error, GetOptions, GetResult, ObjectStoreExt as _, PutMultipartOptions,
-    PutOptions,
-};
+use ::object_store::{Error, GetOptions, GetResult, ObjectStoreExt as _};
 use futures_util::StreamExt as _;
 
 use super::connector::Contents;
@@ -56,17 +53,6 @@ pub(super) async fn contents(open: &Open, path: &Path) -> ::object_store::Result
     open.store.get_opts(path, options).await
 }
 
-/// A content type becomes a header.
-pub(super) fn check_content_type(content_type: &str) -> Result<(), CapabilityError> {
-    if content_type.is_empty() || !content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        let shown = content_type.escape_debug();
-        return Err(CapabilityError::invalid(format!(
-            "`{shown}` is not a content type; write for example `text/plain`"
-        )));
-    }
-    Ok(())
-}
-
 /// Returns the body of an object, if it is not too long. The size that the service states is not
 /// trusted.
 pub(super) async fn read(
@@ -110,23 +96,4 @@ pub(super) fn path(name: &str, key: &str) -> Result<Path, CapabilityError> {
             "object store `{name}`: `{shown}` is not a valid key; write it without `.`, `..`, and leading, doubled or trailing slashes"
         ))
     })
-}
-
-fn attributes(open: &Open, content_type: &str) -> Attributes {
-    if open.attributes {
-        Attributes::from_iter([(Attribute::ContentType, content_type.to_owned())])
-    } else {
-        Attributes::new()
-    }
-}
-
-pub(super) fn put_options(open: &Open, content_type: &str) -> PutOptions {
-    PutOptions { attributes: attributes(open, content_type), ..PutOptions::default() }
-}
-
-pub(super) fn multipart_options(open: &Open, content_type: &str) -> PutMultipartOptions {
-    PutMultipartOptions {
-        attributes: attributes(open, content_type),
-        ..PutMultipartOptions::default()
-    }
 }

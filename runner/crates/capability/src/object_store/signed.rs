@@ -49,12 +49,12 @@ pub(super) enum SignedError {
 impl Signed {
     pub(super) fn new(
         s3: &Arc<AmazonS3>,
-        timeout: Duration,
+        connector: &BoundedConnector,
         bucket: &str,
         service: &str,
         prefix: &Path,
     ) -> ::object_store::Result<Self> {
-        let http = BoundedConnector::new(timeout).connect(&client().with_allow_http(true))?;
+        let http = connector.connect(&client().with_allow_http(true))?;
         Ok(Self {
             s3: Arc::clone(s3),
             http,

@@ -12,11 +12,12 @@ use ::object_store::path::Path;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
+use super::attributes::ObjectAttributes;
 use super::error::Answer;
 use super::half_done::{Entry, HalfDone, Record};
+use super::once::{self, Creation};
 use super::open::{Open, Parts};
-use super::put_nar::CONTENT_TYPE;
-use super::requests::multipart_options;
+use super::stored::e_tag_of_part_tags;
 use super::transfers::UnderWay;
 
 /// Parts on their way at once.
@@ -28,8 +29,9 @@ const SWEEP_TIME: Duration = Duration::from_mins(1);
 enum Way {
     /// The service names the upload.
     Named { parts: Parts, key: Path, id: String, sent: Vec<(usize, PartId)> },
-    /// The library keeps what there is to know.
-    Plain(Box<dyn MultipartUpload>),
+    /// The library keeps what there is to know. In a directory, the object is gathered under
+    /// another name.
+    Plain { upload: Box<dyn MultipartUpload>, staged: Option<Path> },
 }
 
 /// A part that was sent, with its number where the upload has a name.
@@ -49,23 +51,29 @@ impl Upload {
     pub(super) async fn begin(
         open: &Open,
         path: &Path,
+        attributes: &ObjectAttributes,
         half_done: &HalfDone,
         under_way: Arc<UnderWay>,
     ) -> ::object_store::Result<Self> {
-        let options = multipart_options(open, CONTENT_TYPE);
+        let options = attributes.multipart_options(open);
         let way = match &open.parts {
             Some(parts) => {
                 let key = parts.key(path);
                 let id = parts.store().create_multipart_opts(&key, options).await?;
                 Way::Named { parts: parts.clone(), key, id, sent: Vec::new() }
             }
-            None => Way::Plain(open.store.put_multipart_opts(path, options).await?),
+            None => {
+                let staged = open.directory.is_some().then(|| staged(path));
+                let target = staged.as_ref().unwrap_or(path);
+                let upload = open.store.put_multipart_opts(target, options).await?;
+                Way::Plain { upload, staged }
+            }
         };
-        let id = match &way {
-            Way::Named { id, .. } => Some(id.as_str()),
-            Way::Plain(_) => None,
+        let (id, key) = match &way {
+            Way::Named { id, .. } => (Some(id.as_str()), path),
+            Way::Plain { staged, .. } => (None, staged.as_ref().unwrap_or(path)),
         };
-        let entry = Entry::new(&open.name, &open.place, path.as_ref(), id);
+        let entry = Entry::new(&open.name, &open.place, key.as_ref(), id);
         let leaves_something = id.is_some() || open.directory.is_some();
         // From here on it is aborted if it is dropped.
         let sending = JoinSet::new();
@@ -95,7 +103,7 @@ impl Upload {
                     Ok(Some((number, sent)))
                 });
             }
-            Some(Way::Plain(upload)) => {
+            Some(Way::Plain { upload, .. }) => {
                 let sent = upload.put_part(part.into());
                 self.sending.spawn(async move {
                     sent.await?;
@@ -124,18 +132,47 @@ impl Upload {
         Ok(())
     }
 
-    pub(super) async fn complete(&mut self) -> ::object_store::Result<()> {
-        match &mut self.way {
+    /// Makes the object appear, unless there is one under its name. Then the upload is not ended.
+    pub(super) async fn complete(
+        &mut self,
+        open: &Open,
+        path: &Path,
+    ) -> ::object_store::Result<Creation> {
+        let creation = match &mut self.way {
             Some(Way::Named { parts, key, id, sent }) => {
                 sent.sort_by_key(|(number, _)| *number);
-                let sent = sent.iter().map(|(_, part)| part.clone()).collect();
-                parts.store().complete_multipart(key, id, sent).await?;
+                let complete = || {
+                    let (store, key, id) = (parts.store(), key.clone(), id.clone());
+                    let sent = sent.iter().map(|(_, part)| part.clone()).collect();
+                    async move { store.complete_multipart(&key, &id, sent).await.map(drop) }
+                };
+                once::complete(open, path, parts.is_s3, complete).await?
             }
-            Some(Way::Plain(upload)) => drop(upload.complete().await?),
-            None => {}
+            Some(Way::Plain { upload, staged }) => {
+                upload.complete().await?;
+                match staged {
+                    Some(staged) => once::rename(open, staged, path).await?,
+                    None => Creation::Created,
+                }
+            }
+            None => Creation::Created,
+        };
+        if creation == Creation::Created || matches!(self.way, Some(Way::Plain { .. })) {
+            self.done();
         }
-        self.done();
-        Ok(())
+        Ok(creation)
+    }
+
+    /// The ETag that S3 would give the object; empty if that is not known.
+    pub(super) fn e_tag(&self) -> String {
+        match &self.way {
+            Some(Way::Named { sent, .. }) => {
+                let mut sent: Vec<_> = sent.iter().collect();
+                sent.sort_by_key(|(number, _)| *number);
+                e_tag_of_part_tags(sent.iter().map(|(_, part)| part.content_id.as_str()))
+            }
+            _ => String::new(),
+        }
     }
 
     /// Notes that the object is stored, so that nothing is aborted.
@@ -166,12 +203,25 @@ impl Drop for Upload {
 async fn abort(way: Way, record: Option<Record>) {
     let aborted = match way {
         Way::Named { parts, key, id, .. } => parts.store().abort_multipart(&key, &id).await,
-        Way::Plain(mut upload) => upload.abort().await,
+        Way::Plain { mut upload, .. } => upload.abort().await,
     };
+    // The service does not know it any longer: it has been completed, or ended by others.
+    let aborted = aborted.or_else(|error| {
+        let is_unknown = Answer::of(&error).is_some_and(|answer| answer.status == 404);
+        if is_unknown { Ok(()) } else { Err(error) }
+    });
     if let Err(error) = aborted {
         tracing::warn!(%error, "an incomplete upload could not be aborted");
     }
     drop(record);
+}
+
+/// The end of the names under which objects are gathered in a directory.
+const STAGED: &str = ".part-";
+
+/// A name beside `path` under which an object is gathered.
+fn staged(path: &Path) -> Path {
+    Path::from(format!("{path}{STAGED}{}", uuid::Uuid::now_v7().simple()))
 }
 
 /// Ends the uploads to `open` that killed processes have left.
@@ -203,9 +253,16 @@ async fn sweep_all(open: &Open, half_done: &HalfDone) {
     }
 }
 
-/// Removes the files in which the library gathers what becomes `file`: its name with `#NUMBER`.
+/// Removes the files in which the library gathers what becomes `file`: its name with `#NUMBER`; and
+/// `file` itself, if it is not an object.
 fn remove_staged(file: &FilePath) -> io::Result<()> {
     let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return Ok(()) };
+    if name.to_string_lossy().contains(STAGED) {
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -231,9 +288,11 @@ mod tests {
     #[test]
     fn only_what_was_gathered_for_the_object_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["a.nar", "a.nar#1", "a.nar#12", "a.nar#x", "a.nar.zst#1"] {
+        let gathered = staged(&Path::from("b.nar")).to_string();
+        for name in ["a.nar", "a.nar#1", "a.nar#12", "a.nar#x", "a.nar.zst#1", &gathered] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
+        remove_staged(&dir.path().join(&gathered)).unwrap();
         remove_staged(&dir.path().join("a.nar")).unwrap();
         remove_staged(&dir.path().join("none/b.nar")).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(dir.path())

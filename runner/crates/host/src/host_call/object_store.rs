@@ -11,7 +11,7 @@ use crate::bindings::hookrun::host::object_store::{Error, Host, Object, StoredNa
 use hookrun_capability::CapabilityError;
 use hookrun_capability::grants::Need;
 use hookrun_capability::nix_store::{Nar, StoreScopeCheck, blocking};
-use hookrun_capability::object_store::{Object as ToWrite, Stored};
+use hookrun_capability::object_store::{Object as ToWrite, StoredNar as InStore};
 use hookrun_config::Capability;
 use hookrun_config::Limit;
 use hookrun_nix::database::PathInfo;
@@ -173,7 +173,7 @@ impl Host for RunState {
                         stored: stored
                             .into_iter()
                             .zip(expected)
-                            .map(|(Stored { key, written }, expected)| {
+                            .map(|(InStore { key, written, .. }, expected)| {
                                 stored_nar(key, written, expected)
                             })
                             .collect(),

@@ -38,20 +38,22 @@ fn every_compression_gives_the_nar_back() {
     }
 }
 
-/// If this fails, a library compresses otherwise than before: raise [`ENCODER`], so that the
-/// new bytes get a new name, and write the new hashes here.
+/// If this fails, the encoder compresses otherwise than before: raise [`ZSTD_ENCODER`] or
+/// [`XZ_ENCODER`], so that the new bytes get a new name, and write the new hashes here. The version
+/// of zstd is in the name by itself.
 #[test]
 fn the_same_nar_becomes_the_same_bytes() {
     let line = |number: u64| format!("line {number}: {}\n", number.wrapping_mul(number) % 9973);
     let text: Vec<u8> = (0..60_000).map(line).collect::<String>().into_bytes();
-    // From some size on, several threads compress.
-    let large = text.repeat(usize::try_from(PARALLEL_FROM).unwrap() / text.len() + 1);
+    // Several frames.
+    let large = text.repeat((20 << 20) / text.len() + 1);
     let hashes: Vec<String> = [
         ("zstd", 1, &text),
         ("zstd", ZSTD_LEVEL, &text),
         ("zstd", 9, &text),
         ("zstd", 19, &text),
         ("zstd", ZSTD_LEVEL, &large),
+        ("zstd", 9, &large),
         ("xz", 0, &text),
         ("xz", 6, &text),
     ]
@@ -65,17 +67,33 @@ fn the_same_nar_becomes_the_same_bytes() {
         format!("{format} {level} {} {}", written.file_size, written.file_hash)
     })
     .collect();
-    insta::assert_snapshot!(hashes.join("\n"));
+    let names: Vec<String> = [Compression::Zstd(3), Compression::Xz(6)]
+        .map(|compression| compression.object_name("sha256:HASH"))
+        .into();
+    insta::assert_snapshot!(format!(
+        "names {}\nraise ZSTD_ENCODER or XZ_ENCODER if a hash changes and the name does not\n{}",
+        names.join(" "),
+        hashes.join("\n")
+    ));
 }
 
 #[test]
 fn an_object_is_named_by_all_that_decides_its_bytes() {
     let name =
         |format, level| Compression::parse(format, level).unwrap().object_name("sha256:1b2m");
+    let library = zstd::zstd_safe::version_number();
     assert_eq!(name("none", None), "1b2m.nar");
-    assert_eq!(name("zstd", None), "1b2m-z3.1.nar.zst");
-    assert_eq!(name("zstd", Some(19)), "1b2m-z19.1.nar.zst");
+    assert_eq!(name("zstd", None), format!("1b2m-z3.2.{library}.nar.zst"));
+    assert_eq!(name("zstd", Some(19)), format!("1b2m-z19.2.{library}.nar.zst"));
     assert_eq!(name("xz", None), "1b2m-x6.1.nar.xz");
+    let mut names: Vec<String> = ZSTD_LEVELS
+        .map(|level| name("zstd", Some(level)))
+        .chain(XZ_LEVELS.map(|level| name("xz", Some(level))))
+        .collect();
+    let count = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), count, "two levels never share a name");
 }
 
 #[test]

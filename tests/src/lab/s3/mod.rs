@@ -1,52 +1,39 @@
 //! A real S3 server in this process: `s3s` checks the signature of every request (SigV4), and
 //! `s3s-fs` keeps objects as files, so that a test can also read them as a `file://` binary cache.
-//! A rule can inject faults.
+//! In front of it is a proxy that injects faults and records writes ([`proxy`]); the proxy can also
+//! stand in front of another server.
+
+mod proxy;
 
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Bytes, Frame, Incoming};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder as Connection;
 use s3s::auth::SimpleAuth;
-use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::service::S3ServiceBuilder;
 use tokio::sync::oneshot;
+
+use self::proxy::{Backend, Proxy};
+pub use self::proxy::{Conditions, Fault, Rule, Write};
 
 /// The access key id that the server knows.
 pub const ACCESS_KEY_ID: &str = "lab-access-key-id";
 /// Its secret.
 pub const SECRET_ACCESS_KEY: &str = "lab-secret-access-key";
 
-/// A fault that a request meets.
-pub enum Fault {
-    /// An answer with this status and this S3 error code. The answer to a HEAD request has no body.
-    Answer(u16, &'static str),
-    /// An answer with this status and an endless body of zeros.
-    Endless(u16),
-    /// No answer.
-    Hang,
-    /// The request is executed, and the connection is closed without an answer.
-    Lost,
-    /// The request is executed after this time.
-    Later(Duration),
-}
-
-/// Chooses the fault of a request `METHOD /bucket/key?query`.
-pub type Rule = dyn Fn(&str) -> Option<Fault> + Send + Sync;
-
 /// A server that runs until it is dropped.
 pub struct S3Server {
     address: SocketAddr,
     root: PathBuf,
-    requests: Arc<Mutex<Vec<String>>>,
+    proxy: Arc<Proxy>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -59,7 +46,8 @@ impl S3Server {
 
     /// Starts a server with another secret.
     pub fn start_with(root: &Path, buckets: &[&str], secret: &str) -> Self {
-        Self::serve(root, buckets, secret, Arc::new(|_| None))
+        let service = Self::service(root, buckets, Some(secret));
+        Self::serve(root, Proxy::new(service, Conditions::Honour, Box::new(|_| None)))
     }
 
     /// Starts a server with faults.
@@ -68,22 +56,49 @@ impl S3Server {
         buckets: &[&str],
         rule: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static,
     ) -> Self {
-        Self::serve(root, buckets, SECRET_ACCESS_KEY, Arc::new(rule))
+        let service = Self::service(root, buckets, Some(SECRET_ACCESS_KEY));
+        Self::serve(root, Proxy::new(service, Conditions::Honour, Box::new(rule)))
     }
 
-    fn serve(root: &Path, buckets: &[&str], secret: &str, rule: Arc<Rule>) -> Self {
+    /// Starts a server that ignores or refuses conditions of writes, with faults. It does not check
+    /// signatures, because the proxy changes headers: use it with `credentials.anonymous`.
+    pub fn start_old(
+        root: &Path,
+        buckets: &[&str],
+        conditions: Conditions,
+        rule: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        let service = Self::service(root, buckets, None);
+        Self::serve(root, Proxy::new(service, conditions, Box::new(rule)))
+    }
+
+    /// Starts only the proxy, in front of the S3 server at `upstream`.
+    pub fn in_front_of(
+        upstream: SocketAddr,
+        rule: impl Fn(&str) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        let proxy = Proxy::new(Backend::Other(upstream), Conditions::Honour, Box::new(rule));
+        Self::serve(Path::new(""), proxy)
+    }
+
+    fn service(root: &Path, buckets: &[&str], secret: Option<&str>) -> Backend {
         for bucket in buckets {
             std::fs::create_dir_all(root.join(bucket)).unwrap();
         }
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
-        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, secret));
-        let service = builder.build();
+        if let Some(secret) = secret {
+            builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, secret));
+        }
+        Backend::Files(builder.build())
+    }
+
+    fn serve(root: &Path, proxy: Proxy) -> Self {
+        let proxy = Arc::new(proxy);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, mut stopped) = oneshot::channel();
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&requests);
+        let answering = Arc::clone(&proxy);
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -94,12 +109,10 @@ impl S3Server {
                         _ = &mut stopped => return,
                         accepted = listener.accept() => accepted.unwrap().0,
                     };
-                    let (service, rule, log) =
-                        (service.clone(), Arc::clone(&rule), Arc::clone(&log));
+                    let proxy = Arc::clone(&answering);
                     let service = service_fn(move |request: Request<Incoming>| {
-                        let asked = format!("{} {}", request.method(), request.uri());
-                        log.lock().unwrap().push(asked.clone());
-                        answer(service.clone(), request, rule(&asked))
+                        let proxy = Arc::clone(&proxy);
+                        async move { proxy.answer(request).await }
                     });
                     tokio::spawn(async move {
                         let server = Connection::new(TokioExecutor::new());
@@ -109,7 +122,7 @@ impl S3Server {
                 }
             });
         });
-        Self { address, root: root.to_owned(), requests, stop: Some(stop), thread: Some(thread) }
+        Self { address, root: root.to_owned(), proxy, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Returns `http://127.0.0.1:PORT`.
@@ -135,53 +148,56 @@ impl S3Server {
         }
     }
 
+    /// Returns the table of an object store on this server for requests without a signature.
+    pub fn anonymous_store(&self, url: &str) -> toml::Table {
+        toml::toml! {
+            url = url
+            region = "eu-west-1"
+            endpoint = (self.endpoint())
+            credentials.anonymous = true
+        }
+    }
+
     /// Returns the requests so far, in the form that a [`Rule`] gets.
     pub fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        self.proxy.requests.lock().unwrap().clone()
+    }
+
+    /// Returns the writes so far that have made an object.
+    pub fn writes(&self) -> Vec<Write> {
+        self.proxy.writes.lock().unwrap().clone()
+    }
+
+    /// Fails if an object was ever replaced by other bytes, except for narinfos, which may get more
+    /// signatures. Returns the number of objects that were written.
+    #[track_caller]
+    pub fn expect_written_once(&self) -> usize {
+        let mut objects = std::collections::BTreeMap::new();
+        for Write { key, identity } in self.writes() {
+            let first = objects.entry(key.clone()).or_insert_with(|| identity.clone());
+            assert!(
+                *first == identity || key.ends_with(".narinfo"),
+                "{key} was replaced by other bytes: {first}, then {identity}"
+            );
+        }
+        objects.len()
+    }
+
+    /// Returns the multipart uploads that have neither been completed nor aborted, and have made no
+    /// object.
+    pub fn open_uploads(&self) -> Vec<String> {
+        self.proxy.open_uploads()
+    }
+
+    /// Returns the number of bytes of bodies in both directions.
+    pub fn bytes(&self) -> u64 {
+        self.proxy.bytes.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Returns the directory with the objects of `bucket`.
     pub fn bucket(&self, bucket: &str) -> PathBuf {
         self.root.join(bucket)
     }
-}
-
-/// Executes the request, unless it meets a fault.
-async fn answer(
-    service: S3Service,
-    request: Request<Incoming>,
-    fault: Option<Fault>,
-) -> std::io::Result<Response<s3s::Body>> {
-    let is_head = request.method() == Method::HEAD;
-    let status =
-        |status: u16, body: s3s::Body| Ok(Response::builder().status(status).body(body).unwrap());
-    match fault {
-        None => {}
-        Some(Fault::Later(wait)) => tokio::time::sleep(wait).await,
-        Some(Fault::Hang) => std::future::pending().await,
-        Some(Fault::Answer(code, _)) if is_head => return status(code, s3s::Body::empty()),
-        Some(Fault::Answer(code, word)) => {
-            // A server that checks the body reads it first.
-            drop(request.into_body().collect().await);
-            let text = format!("<Error><Code>{word}</Code><Message>told to</Message></Error>");
-            return status(code, text.into());
-        }
-        Some(Fault::Endless(code)) => {
-            drop(request.into_body().collect().await);
-            let zeros = futures_util::stream::repeat_with(|| {
-                Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![0; 64 << 10])))
-            });
-            return status(code, s3s::Body::http_body(StreamBody::new(zeros)));
-        }
-        Some(Fault::Lost) => {
-            drop(service.call(request.map(s3s::Body::from)).await);
-            return Err(std::io::Error::other("the answer is lost"));
-        }
-    }
-    service
-        .call(request.map(s3s::Body::from))
-        .await
-        .map_err(|error| std::io::Error::other(format!("{error:?}")))
 }
 
 impl Drop for S3Server {
