@@ -1,18 +1,18 @@
-//! Plugins compiled ahead of time, so that a start maps a file instead of running a compiler (0.1
-//! ms instead of 50 ms for a small Rust plugin, seconds for an interpreter).
+//! A cache of compiled plugins, so that a start maps a file instead of running a compiler (0.1 ms
+//! instead of 50 ms for a small Rust plugin, seconds for an interpreter).
 //!
-//! An entry is native code: a user who can write it can do what this process can. The directory
-//! therefore belongs to the user that runs guests, with mode 0700; no component of its path is a
-//! symlink or can be changed by users other than that one and root; and entries are opened relative
-//! to its descriptor, without following links, and checked on the descriptor that is mapped. An
-//! entry appears by rename after fsync and is never changed in place. It is found by a key of
-//! everything that makes it fit: the digest of the component, and the engine's compatibility hash,
-//! which covers wasmtime's full version, its settings and the target with its CPU features. The key
-//! is in the entry too, with a checksum of the code. An entry that does not match is a miss and
-//! never an error; a directory that cannot be trusted only costs time.
+//! An entry is native code, so a user who can write it can do whatever this process can. Therefore
+//! the directory belongs to the user that runs guests and has mode 0700, and no component of its
+//! path is a symlink or can be changed by users other than that one and root. Entries are opened
+//! relative to its descriptor, without following links, and checked on the descriptor that is
+//! mapped. An entry is renamed into place after fsync and never changed. Its key consists of
+//! everything that it depends on: the digest of the component, and the engine's compatibility hash,
+//! which covers wasmtime's full version, its settings and the target with its CPU features. The
+//! entry also contains the key, and a checksum of the code. An entry that does not match is a miss
+//! and never an error. If the directory cannot be trusted, plugins are compiled every time.
 //!
-//! Use renews the age of an entry. Only [`Cache::prune`] removes entries; it knows those
-//! of the configured plugins and leaves them alone whatever their age.
+//! The age of an entry is reset when it is used. Only [`Cache::prune`] removes entries, but never
+//! those of configured plugins.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -31,55 +31,55 @@ use wasmtime::{Engine, Result};
 use super::cache_directory::{ENTRY_MODE, open_directory, prune, put, renew, trusted};
 pub use super::cache_directory::{Leftovers, OF_CONFIGURATION, OF_TESTS};
 
-/// The end of an entry: the key, the checksum and the length of the code before it, and this mark.
+/// The end of an entry: the key, the checksum, the length of the code before it, and this mark.
 const MARK: [u8; 16] = *b"hookrun-entry-03";
-/// A key is a SHA-256 in hexadecimal.
+/// The length of a key, a SHA-256 in hexadecimal.
 pub(super) const KEY_LENGTH: usize = 64;
-/// BLAKE3: an interpreter's 35 MiB are read in ten milliseconds.
+/// The length of a BLAKE3 checksum. The 35 MiB of an interpreter are checked in ten milliseconds.
 const CHECKSUM_LENGTH: usize = blake3::OUT_LEN;
-/// Key, checksum, length and mark.
+/// The length of key, checksum, length and mark.
 const TRAILER_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH + 8 + MARK.len();
 
-/// How often a lock that another process holds is tried.
+/// The interval between attempts to take a lock that another process holds.
 const LOCK_TICK: Duration = Duration::from_millis(10);
 
-/// How a component was made ready.
+/// The origin of native code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Found in the cache.
+    /// It was found in the cache.
     Mapped,
-    /// Compiled and put into the cache.
+    /// It was compiled and stored in the cache.
     Compiled,
-    /// Compiled, and not kept: why.
+    /// It was compiled and could not be stored, with the reason.
     NotKept(String),
 }
 
-/// Native code that was found or made, open, and not mapped yet.
+/// Native code, open but not mapped yet.
 #[derive(Debug)]
 pub struct Code {
     file: File,
-    /// Where it came from.
+    /// Its origin.
     pub origin: Origin,
 }
 
-/// The cache.
+/// The cache of compiled plugins.
 #[derive(Debug, Clone)]
 pub struct Cache {
     directory: PathBuf,
 }
 
 impl Cache {
-    /// The cache in `directory`, which need not exist.
+    /// Returns the cache in `directory`, which need not exist.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
 
-    /// The native code of the component with this [`digest`]: from the cache, or from `compile` and
-    /// kept. Maps nothing. Of several processes that need the same, one compiles; the others wait
-    /// for it, at most for `patience`.
+    /// Returns the native code of the component with this [`digest`], from the cache, or from
+    /// `compile`, whose result is stored. Maps nothing. If several processes need the same code,
+    /// one compiles it and the others wait for at most `patience`.
     ///
     /// # Errors
-    /// What `compile` says, or that there is no memory to hold its result.
+    /// Returns the errors of `compile`, or an error if there is no memory for its result.
     pub fn code<E: From<std::io::Error>>(
         &self,
         engine: &Engine,
@@ -109,8 +109,7 @@ impl Cache {
             let failed =
                 |error: &dyn std::fmt::Display| format!("{}: {error}", self.directory.display());
             keep(directory, &key, &code).map_err(|error| failed(&error))?;
-            find(directory, &key)
-                .ok_or_else(|| failed(&"what was written there is not what is there"))
+            find(directory, &key).ok_or_else(|| failed(&"the file differs from what was written"))
         });
         match kept {
             Ok(file) => Ok(Code { file, origin: Origin::Compiled }),
@@ -118,18 +117,18 @@ impl Cache {
         }
     }
 
-    /// Where it is.
+    /// Returns the directory of the cache.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Removes entries that are not among `configured`, as far as `leftovers` does not keep them.
+    /// Removes entries that are neither in `configured` nor kept by `leftovers`.
     pub fn prune(&self, configured: &BTreeSet<String>, leftovers: Leftovers) {
         prune(&self.directory, configured, leftovers);
     }
 }
 
-/// The right to compile for an entry, held until it is dropped.
+/// The lock for compiling an entry, held until it is dropped.
 #[derive(Debug)]
 struct Compiling<'a> {
     directory: &'a OwnedFd,
@@ -159,34 +158,34 @@ impl<'a> Compiling<'a> {
 
 impl Drop for Compiling<'_> {
     fn drop(&mut self) {
-        // A process that waits has it open and finds the entry.
+        // A waiting process has the file open, and finds the entry.
         let _gone = rustix::fs::unlinkat(self.directory, &*self.name, AtFlags::empty());
     }
 }
 
 impl Code {
-    /// Maps the code into `engine`, for which it was made.
+    /// Maps the code into `engine`, for which it was compiled.
     ///
     /// # Errors
-    /// The engine refuses it.
+    /// Returns an error if the engine refuses it.
     pub fn map(&self, engine: &Engine) -> Result<Component> {
         map(engine, &self.file)
     }
 }
 
-/// Returns code that could not be kept as a file without a name, which cannot be changed.
+/// Returns code that could not be stored, as a file without a name, which cannot be changed.
 fn in_memory(code: &[u8]) -> std::io::Result<File> {
     hookrun_system::memory::sealed("hookrun-code", code)
 }
 
-/// The SHA-256 of a component, in hexadecimal.
+/// Returns the SHA-256 digest of a component in hexadecimal.
 pub fn digest(wasm: &[u8]) -> String {
     format!("{:x}", Sha256::digest(wasm))
 }
 
-/// The name of the entry for the component with this [`digest`] in this engine.
+/// Returns the name of the entry for the component with this [`digest`] in this engine.
 pub(super) fn key(engine: &Engine, digest: &str) -> String {
-    /// Feeds a digest from `Hash`, so that the key does not rest on 64 bits.
+    /// Passes the input of `Hash` to SHA-256, because 64 bits are not enough for a key.
     struct Sha(Sha256);
     impl Hasher for Sha {
         fn write(&mut self, bytes: &[u8]) {
@@ -199,7 +198,7 @@ pub(super) fn key(engine: &Engine, digest: &str) -> String {
     let mut sha = Sha(Sha256::new());
     sha.0.update(MARK);
     sha.0.update(digest);
-    // Covers the full version of wasmtime: `ModuleVersionStrategy::WasmtimeVersion`,
+    // The hash covers the full version of wasmtime: `ModuleVersionStrategy::WasmtimeVersion`,
     // crates/wasmtime/src/config.rs in 48.0.
     engine.precompile_compatibility_hash().hash(&mut sha);
     sha.0.update(std::env::consts::ARCH);
@@ -207,13 +206,13 @@ pub(super) fn key(engine: &Engine, digest: &str) -> String {
     format!("{:x}", sha.0.finalize())
 }
 
-/// The entry `key`, if it is there and fits.
+/// Returns the entry `key`, if it exists and is valid.
 fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::openat(directory, key, flags, Mode::empty()).ok()?);
     let stat = trusted(&file)?;
     if Mode::from_raw_mode(stat.st_mode) != ENTRY_MODE {
-        // Written with another umask: the runner's user could not map it.
+        // An entry that was written with another umask could not be mapped by the runner's user.
         rustix::fs::fchmod(&file, ENTRY_MODE).ok()?;
     }
     let size = u64::try_from(stat.st_size).ok()?;
@@ -223,7 +222,7 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
     if found.as_slice() != trailer(key, &checksum(&file, code)?, code) {
         return None;
     }
-    // The form of the file; whether the engine can use it, the key says.
+    // Checks the format of the file. The key ensures that the engine can use it.
     let form = Engine::detect_precompiled_file(descriptor::path_of(file.as_fd())).ok()?;
     if form != Some(wasmtime::Precompiled::Component) {
         return None;
@@ -234,14 +233,15 @@ fn find(directory: &OwnedFd, key: &str) -> Option<File> {
 
 /// Maps the code of an entry.
 ///
-/// This is the one `unsafe` of the sandbox. `Component::deserialize_file` runs the file's bytes as
-/// native code, and needs that they came from `Component::serialize` of a compatible engine and
-/// never change while mapped. The callers above guarantee it: the descriptor is of a regular file
-/// that belongs to us and that only we can write, reached through directories that only we and root
-/// can change; this program alone writes there, complete files that appear by rename and are never
-/// opened for writing again; and the key in the trailer says which component and which engine it
-/// was made for (the engine compares its own header too). Deleting an entry leaves the mapped inode
-/// as it is. Code that could not be kept is in a sealed file in memory.
+/// This is the only `unsafe` code of the host. `Component::deserialize_file` runs the file's bytes
+/// as native code. It requires that they were written by `Component::serialize` of a compatible
+/// engine and never change while they are mapped. The callers guarantee this. The descriptor is of
+/// a regular file that only this user can write and that belongs to it, reached through directories
+/// that only this user and root can change. Only this program writes there: complete files, which
+/// are renamed into place and never opened for writing again. The key in the trailer names the
+/// component and the engine that the code was made for (the engine also compares its own header).
+/// Deleting an entry does not change the mapped inode. Code that could not be stored is in a sealed
+/// file in memory.
 #[expect(unsafe_code, reason = "the contract is above")]
 fn map(engine: &Engine, file: &File) -> Result<Component> {
     // SAFETY: see the contract above.
@@ -252,8 +252,8 @@ fn trailer(key: &str, checksum: &blake3::Hash, code: u64) -> Vec<u8> {
     [key.as_bytes(), checksum.as_bytes(), &code.to_le_bytes(), &MARK].concat()
 }
 
-/// Of the first `length` bytes: behind the wall nothing is compiled again, so damage has to be seen
-/// before.
+/// Returns the checksum of the first `length` bytes. Damage has to be noticed before the sandbox
+/// closes, because nothing can be compiled again inside it.
 fn checksum(file: &File, length: u64) -> Option<blake3::Hash> {
     use std::io::{Read as _, Seek as _};
     let mut file = file;
@@ -263,7 +263,7 @@ fn checksum(file: &File, length: u64) -> Option<blake3::Hash> {
     (hasher.count() == length).then(|| hasher.finalize())
 }
 
-/// Puts an entry into the directory.
+/// Writes an entry to the directory.
 fn keep(directory: &OwnedFd, key: &str, code: &[u8]) -> std::io::Result<()> {
     put(directory, key, &[code, &trailer(key, &blake3::hash(code), code.len() as u64)])
 }

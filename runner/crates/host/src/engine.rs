@@ -1,9 +1,9 @@
-//! The engine: how guests are compiled and interrupted.
+//! The engine: compilation and interruption of guests.
 //!
-//! Time is bounded by epochs: one thread counts them, every store yields to the executor at each
-//! tick, and a time-out around the run ([`super::run`]) then ends it at any point. A loop is
-//! stopped, host calls count, and the time-out of one store does not affect another. The functions
-//! that guests are linked with are in [`super::host_call`].
+//! Time is limited by epochs. One thread counts them, every store yields to the executor at each
+//! tick, and a timeout around the run ([`super::run`]) can then end it at any point. This stops
+//! endless loops, includes the time of host calls, and keeps the timeouts of stores independent.
+//! The functions that guests are linked with are in [`super::host_call`].
 
 use std::sync::Once;
 use std::time::Duration;
@@ -16,11 +16,12 @@ use hookrun_config::{Limit, Limits};
 
 use super::host_call::Imports;
 
-/// How often guests yield. Within the 1 % that epochs cost anyway, and far below any time limit.
+/// The interval at which guests yield. It is far below any time limit, and its cost is within the 1
+/// % that epochs cost in any case.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Stack for host functions, which run on the same fiber above the guest: wasmtime's default of 2
-/// MiB less the default guest stack of 512 KiB.
+/// MiB without the default guest stack of 512 KiB.
 const HOST_STACK: usize = 1536 << 10;
 
 /// Maximum number of concurrent runs with a pool. More slots would use too much address space.
@@ -39,8 +40,8 @@ const POOLED_INSTANCES: u32 = 16;
 const KEPT_TABLE: usize = 4 << 10;
 const KEPT_STACK: usize = 32 << 10;
 
-/// An engine with everything linked. Engines differ only in the guest's stack, which is a setting
-/// of the engine and not of the store.
+/// An engine with all functions linked. Engines differ only in the guest's stack and in the
+/// allocation, which are settings of the engine and not of the store.
 pub struct Runtime {
     engine: Engine,
     imports: Imports,
@@ -51,9 +52,9 @@ pub struct Runtime {
 /// How the memory of guests is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Allocation {
-    /// Mapped for each run and unmapped after it, for a process with few runs.
+    /// Memory is mapped for each run and unmapped after it, for a process with few runs.
     OnDemand,
-    /// In slots that are mapped once, for this number of concurrent runs.
+    /// Memory is in slots that are mapped once, for this number of concurrent runs.
     Pooled(usize),
 }
 
@@ -71,11 +72,11 @@ impl Allocation {
 }
 
 impl Runtime {
-    /// An engine for guests with `stack` bytes of stack. Its ticker does not run until
-    /// [`Runtime::start`], so that a process that has yet to put up its wall has one thread.
+    /// Creates an engine for guests with `stack` bytes of stack. Its ticker does not run until
+    /// [`Runtime::start`], so that a process that has not entered its sandbox yet has one thread.
     ///
     /// # Errors
-    /// This machine cannot run the engine.
+    /// Returns an error if this machine cannot run the engine.
     pub fn new(stack: u64, allocation: Allocation) -> Result<Self> {
         // If address space is limited (`ulimit -v`), the pool cannot be reserved.
         let pooled = match allocation {
@@ -93,10 +94,10 @@ impl Runtime {
         self.is_pooled
     }
 
-    /// Starts to count epochs, once.
+    /// Starts the thread that counts epochs, once.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// Returns an error if the thread cannot be started.
     pub fn start(&self) -> Result<()> {
         let mut started = Ok(());
         self.ticking.call_once(|| {
@@ -116,7 +117,7 @@ impl Runtime {
     }
 }
 
-/// What code is compiled for: part of the key of an artifact.
+/// Returns the settings for compilation, which are part of the key of an artifact.
 pub(super) fn settings(stack: u64) -> Config {
     let stack = usize::try_from(stack).unwrap_or(usize::MAX);
     let mut config = Config::new();
@@ -151,7 +152,7 @@ fn pooled(stack: u64, runs: usize) -> Config {
     config
 }
 
-/// Counts epochs until the engine is gone.
+/// Counts epochs until the engine is dropped.
 fn tick(engine: &EngineWeak) {
     loop {
         std::thread::sleep(TICK);
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_that_may_have_more_than_a_slot_gets_none() {
+    fn a_plugin_whose_limits_exceed_a_slot_gets_none() {
         let mut limits = Limits::default();
         let pooled = Allocation::Pooled(MOST_POOLED);
         assert_eq!(pooled.for_limits(&limits), pooled);

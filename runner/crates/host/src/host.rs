@@ -1,6 +1,6 @@
-//! Loads plugins, in stages that are types: an [`Artifact`] was read and checked, a [`ReadyPlugin`]
-//! has its native code open, a [`LinkedPlugin`] is mapped with everything linked. Only the last one
-//! runs ([`crate::run`]). A process restricts itself ([`crate::wall`]) after the second stage.
+//! Loads plugins in stages that are types: an [`Artifact`] was read and checked, a [`ReadyPlugin`]
+//! has its native code open, and a [`LinkedPlugin`] is mapped and linked. Only the last one can run
+//! ([`crate::run`]). A process restricts itself ([`crate::wall`]) after the second stage.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,18 +20,18 @@ use hookrun_config::{self as config, Config, Limit, Limits, PluginSource};
 use hookrun_nix::dirs::{self, Dirs};
 use hookrun_nix::event::HookKind;
 
-/// What is known of a plugin without opening it.
+/// The facts about a plugin that are known without opening it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {
     /// The hooks that it exports.
     Exports(Vec<HookKind>),
     /// It is not a plugin.
     Refused,
-    /// Nothing yet, or nothing since its file was changed.
+    /// Nothing is known, or its file was changed since.
     Nothing,
 }
 
-/// What loads plugins: the engines and the caches of a process.
+/// Loads plugins: the engines and the caches of a process.
 pub struct Host {
     cache: Cache,
     examinations: ExaminationCache,
@@ -42,7 +42,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host with its cache in `dirs`. Starts nothing yet.
+    /// Returns a host with its cache in `dirs`. Starts nothing yet.
     pub fn new(dirs: &Dirs, compiler: Compiler) -> Self {
         let (cache, examinations) =
             (Cache::new(dirs.artifacts()), ExaminationCache::new(dirs.verdicts()));
@@ -50,13 +50,14 @@ impl Host {
         Self { cache, examinations, compiler, allocation, runtimes: Mutex::default() }
     }
 
-    /// Returns a host with a pool, for a process that only runs plugins; `runs` of them at once.
+    /// Returns a host with a pool for `runs` concurrent runs, for a process that only runs plugins.
     #[must_use]
     pub fn with_pool(self, runs: usize) -> Self {
         Self { allocation: Allocation::Pooled(runs), ..self }
     }
 
-    /// A host for plugins under test, whose cache is none of the installation's.
+    /// Returns a host for plugins under test, whose cache is separate from that of the
+    /// installation.
     pub fn for_tests(compiler: Compiler) -> Self {
         let (cache, examinations) =
             (Cache::new(dirs::test_artifacts()), ExaminationCache::new(dirs::test_verdicts()));
@@ -64,13 +65,12 @@ impl Host {
         Self { cache, examinations, compiler, allocation, runtimes: Mutex::default() }
     }
 
-    /// Where compiled plugins are.
+    /// Returns the directory of compiled plugins.
     pub fn artifacts(&self) -> &Path {
         self.cache.directory()
     }
 
-    /// Removes what `leftovers` does not keep of compiled plugins other than these, which are all
-    /// that are configured.
+    /// Removes compiled plugins that are neither `configured` nor kept by `leftovers`.
     pub fn prune<'a>(
         &self,
         configured: impl IntoIterator<Item = &'a ReadyPlugin>,
@@ -87,10 +87,11 @@ impl Host {
         self.examinations.prune(&examinations, leftovers);
     }
 
-    /// What was found out about a component for this `config` table, now or before.
+    /// Returns the result of examining a component for this `config` table, from the cache if it is
+    /// there.
     ///
     /// # Errors
-    /// There is no compiler to find it out.
+    /// Returns an error if the component has to be examined and that is not possible here.
     pub fn examine(
         &self,
         component: &Component,
@@ -113,7 +114,7 @@ impl Host {
         Ok(examined)
     }
 
-    /// What is known of `plugin` without opening it.
+    /// Returns the facts about `plugin` that are known without opening it.
     pub fn known(&self, plugin: &config::Plugin) -> Known {
         let digest = match &plugin.source {
             PluginSource::Bundled(name) => bundled::component(name).map(compiled_cache::digest),
@@ -134,7 +135,7 @@ impl Host {
     /// Reads and checks `plugin`. Compiles nothing.
     ///
     /// # Errors
-    /// The first thing that is wrong, with the line of the configuration.
+    /// Returns the first problem, with the line of the configuration.
     pub fn open(&self, plugin: &config::Plugin, config: &Config) -> Result<Artifact, PluginError> {
         let source = &plugin.source;
         let error = |message: String| plugin_error(config, &plugin.name, &["source"], &message);
@@ -152,11 +153,11 @@ impl Host {
         Artifact::checked(component, examination, plugin, config)
     }
 
-    /// Reads, checks and makes ready `plugin`. Maps nothing and starts no thread: what a process
-    /// does before its wall stands.
+    /// Reads and checks `plugin`, and finds or compiles its native code. Maps nothing and starts no
+    /// thread, so that the process can still enter its sandbox.
     ///
     /// # Errors
-    /// What is wrong with the plugin, its grants or its configuration.
+    /// Returns an error if the plugin, its grants or its configuration are wrong.
     pub fn prepare(
         &self,
         plugin: &config::Plugin,
@@ -165,8 +166,8 @@ impl Host {
         self.ready(self.open(plugin, config)?, config)
     }
 
-    /// Makes ready all plugins of `config`, and removes what is left of plugins of before from the
-    /// cache; nothing if one of them cannot be read, because what belongs to it is then not known.
+    /// Prepares all plugins of `config`, and removes files of earlier plugins from the cache.
+    /// Nothing is removed if a plugin cannot be read, because its files are not known then.
     pub fn prepare_all(&self, config: &Config) -> Vec<Result<ReadyPlugin, PluginError>> {
         let all: Vec<_> =
             config.plugins.values().map(|plugin| self.prepare(plugin, config)).collect();
@@ -176,10 +177,10 @@ impl Host {
         all
     }
 
-    /// Finds or makes the native code of a checked plugin.
+    /// Finds or compiles the native code of a checked plugin.
     ///
     /// # Errors
-    /// The component is invalid, or takes more than it may to compile.
+    /// Returns an error if the component is invalid, or exceeds a limit of compilation.
     pub fn ready(&self, artifact: Artifact, config: &Config) -> Result<ReadyPlugin, PluginError> {
         let begun = Instant::now();
         let plugin = &artifact.context.plugin;
@@ -222,7 +223,7 @@ impl Host {
         Ok(ReadyPlugin { artifact, code, runtime, time: begun.elapsed() })
     }
 
-    /// All stages at once, for a process that has its wall or needs none.
+    /// Runs all stages, for a process that is in its sandbox or needs none.
     ///
     /// # Errors
     /// Returns the errors of [`Host::prepare`] and [`ReadyPlugin::link`].

@@ -1,5 +1,5 @@
-//! A plugin whose native code is open ([`ReadyPlugin`]), and one that is mapped and linked and can
-//! run ([`LinkedPlugin`]).
+//! The later stages of a plugin: with open native code ([`ReadyPlugin`]), and mapped and linked so
+//! that it can run ([`LinkedPlugin`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use hookrun_capability::grants::Effective;
 use hookrun_config::{Config, Limit};
 use hookrun_nix::event::HookKind;
 
-/// A plugin whose native code is open, and not mapped yet.
+/// A plugin whose native code is open but not mapped yet.
 pub struct ReadyPlugin {
     pub(crate) artifact: Artifact,
     pub(crate) code: Code,
     pub(crate) runtime: Arc<Runtime>,
-    /// What reading and compiling took.
+    /// The duration of reading and compiling.
     pub(crate) time: Duration,
 }
 
@@ -32,15 +32,16 @@ impl ReadyPlugin {
         &self.artifact
     }
 
-    /// Where the native code came from.
+    /// Returns the origin of the native code.
     pub fn origin(&self) -> &Origin {
         &self.code.origin
     }
 
-    /// Maps and links it.
+    /// Maps and links the native code.
     ///
     /// # Errors
-    /// It imports what this release does not offer, or exports a hook of another type.
+    /// Returns an error if the component imports a function that this release does not offer, or
+    /// exports a hook of another type.
     pub fn link(self, config: &Config) -> Result<LinkedPlugin, PluginError> {
         let begun = Instant::now();
         let ReadyPlugin {
@@ -89,7 +90,7 @@ impl ReadyPlugin {
     }
 }
 
-/// Where the hooks are in an instance; those that are not served are none.
+/// The exported hooks of an instance. Hooks that are not served are `None`.
 pub(super) struct Exports {
     pub(super) post_build: Option<post_build::post_build::GuestIndices>,
     pub(super) diff: Option<diff::diff::GuestIndices>,
@@ -113,7 +114,7 @@ impl Exports {
     }
 }
 
-/// A plugin that can run. Each run has a fresh instance; runs share nothing but the code.
+/// A plugin that can run. Each run has a new instance; runs share only the code.
 pub struct LinkedPlugin {
     pub(super) context: Arc<PluginContext>,
     pub(super) instance: InstancePre<RunState>,
@@ -123,7 +124,7 @@ pub struct LinkedPlugin {
     digest: String,
     hooks: Vec<HookKind>,
     origin: Origin,
-    /// Keeps the engine, and with it the epoch thread, as long as a plugin can run.
+    /// Keeps the engine and its epoch thread alive as long as the plugin can run.
     #[expect(dead_code, reason = "held, not read")]
     runtime: Arc<Runtime>,
 }
@@ -138,7 +139,7 @@ impl std::fmt::Debug for LinkedPlugin {
 }
 
 impl LinkedPlugin {
-    /// Its name in the configuration.
+    /// Returns its name in the configuration.
     pub fn name(&self) -> &str {
         &self.context.plugin.name
     }
@@ -151,22 +152,22 @@ impl LinkedPlugin {
         &self.metadata
     }
 
-    /// SHA-256 of the component, in hexadecimal.
+    /// Returns the SHA-256 digest of the component in hexadecimal.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Where the native code came from.
+    /// Returns the origin of the native code.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// How long compiling or mapping, and linking, took.
+    /// Returns the duration of compiling or mapping, and linking.
     pub fn load_time(&self) -> Duration {
         self.load_time
     }
 
-    /// What it has: wanted and granted.
+    /// Returns the capabilities that are both wanted and granted.
     pub fn effective(&self) -> &Effective {
         &self.context.effective
     }

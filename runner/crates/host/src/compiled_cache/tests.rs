@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
 
-/// The smallest component.
+/// The smallest valid component.
 const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
 
 fn engine() -> Engine {
@@ -61,7 +61,7 @@ fn the_second_time_is_a_hit() {
 }
 
 #[test]
-fn another_engine_is_a_miss() {
+fn an_entry_for_another_engine_is_a_miss() {
     let mut scene = Scene::new();
     scene.get();
     let mut settings = wasmtime::Config::new();
@@ -71,7 +71,7 @@ fn another_engine_is_a_miss() {
 }
 
 #[test]
-fn damage_is_a_miss_and_heals() {
+fn a_damaged_entry_is_a_miss_and_is_replaced() {
     let scene = Scene::new();
     scene.get();
     let whole = std::fs::read(scene.entry()).unwrap();
@@ -124,7 +124,7 @@ fn a_link_in_place_of_an_entry_is_a_miss() {
 }
 
 #[test]
-fn what_others_can_write_is_not_trusted() {
+fn a_directory_that_others_can_write_is_not_trusted() {
     let scene = Scene::new();
     scene.get();
     let chmod = |path: &Path, mode| {
@@ -152,7 +152,7 @@ fn foreign_owners_are_not_trusted() {
     scene.get();
     let nobody = Some(65_534);
     if std::os::unix::fs::chown(scene.entry(), nobody, nobody).is_err() {
-        return; // Only root can give files away; the rule is the same for all.
+        return; // Only root can change the owner of files. The rule is the same for all users.
     }
     assert_eq!(scene.get(), Origin::Compiled, "an entry of another user is a miss");
     std::os::unix::fs::chown(&scene.cache.directory, nobody, nobody).unwrap();
@@ -173,9 +173,9 @@ fn a_link_along_the_path_is_not_followed() {
 }
 
 impl Scene {
-    /// Puts an entry, unused for `days`, that is told from others by `number`.
+    /// Writes an entry that was not used for `days`. `number` makes it unique.
     fn put(&self, number: u32, days: u64) -> String {
-        // A custom section with an empty name and these bytes.
+        // A custom section with an empty name and these bytes makes the component unique.
         let wasm = [EMPTY, b"\0\x05\0".as_slice(), &number.to_le_bytes()].concat();
         self.origin_of(&self.cache, &wasm);
         let name = key(&self.engine, &digest(&wasm));
@@ -195,7 +195,7 @@ impl Scene {
 }
 
 #[test]
-fn what_is_configured_is_never_removed() {
+fn entries_of_configured_plugins_are_never_removed() {
     let scene = Scene::new();
     let configured: BTreeSet<String> = (0..3).map(|number| scene.put(number, 400)).collect();
     for number in 3..100 {
@@ -238,7 +238,7 @@ fn use_renews_the_age_of_an_entry() {
 }
 
 #[test]
-fn one_of_many_compiles() {
+fn one_of_several_processes_compiles() {
     let scene = Scene::new();
     let compiled = AtomicU64::new(0);
     let run = || {
@@ -258,7 +258,7 @@ fn one_of_many_compiles() {
 }
 
 #[test]
-fn nobody_waits_longer_than_its_patience_for_another() {
+fn the_wait_for_another_process_is_limited() {
     let scene = Scene::new();
     scene.get();
     let directory = open_directory(&scene.cache.directory).unwrap();
