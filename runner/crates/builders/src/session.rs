@@ -12,7 +12,8 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::choice::decide::{Answer, Decider};
+use crate::choice::answer::Answer;
+use crate::choice::decide::Decider;
 use crate::choice::policy_thread::PolicyThread;
 use crate::choice::pool::Pool;
 use crate::history::History;

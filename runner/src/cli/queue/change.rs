@@ -23,7 +23,7 @@ Examples:
   hookrun queue retry --dead                   dead letters and lost tasks
   hookrun queue retry --plugin cache           all tasks of this plugin, including waiting ones
   hookrun queue drop 0192f3a1-7c7e")]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     which: Which,
     /// The output format
@@ -161,4 +161,3 @@ fn wake(context: &Context) {
     let _woken = Directory::open(&context.dirs.spool(), Use::List)
         .and_then(|spool| rustix::fs::futimens(&spool, &times));
 }
-

@@ -18,7 +18,7 @@ Examples:
   hookrun queue list
   hookrun queue list --dead --plugin cache
   hookrun queue list --all --format json")]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     which: Which,
     /// Also the tasks that are done

@@ -94,4 +94,3 @@ fn one_event<'a>(beginning: &str, ids: &BTreeSet<&'a str>) -> Result<&'a str, Cl
         ))),
     }
 }
-

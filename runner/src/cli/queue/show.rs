@@ -16,7 +16,7 @@ use hookrun_queue::journal::{AttemptRow, LogFilter, TaskRow};
 #[command(after_help = "\
 Example:
   hookrun queue show 0192f3a1-7c7e")]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The beginning of an event's id
     event: String,
     /// The output format
@@ -90,4 +90,3 @@ fn text(id: &str, shown: &EventReport, colours: bool) -> String {
     }
     text
 }
-

@@ -24,7 +24,7 @@ there is work and no worker.
 Examples:
   hookrun queue wait
   hookrun queue wait --timeout 10m && echo uploaded")]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// Give up after this time, such as 90s or 2h
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -135,4 +135,3 @@ fn has_started(context: &Context) -> Result<bool, CliError> {
     }
     Ok(false)
 }
-

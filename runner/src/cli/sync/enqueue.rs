@@ -191,4 +191,3 @@ fn outputs(nix: &NixDirs, drv_path: &str, paths: &[String]) -> Vec<Output> {
     outputs.sort();
     outputs
 }
-

@@ -157,4 +157,3 @@ fn text(report: &SyncReport, dry_run: bool) -> String {
     text.push('\n');
     text
 }
-

@@ -74,4 +74,3 @@ fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
-

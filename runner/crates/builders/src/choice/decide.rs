@@ -2,111 +2,45 @@
 //! must be known before the answer.
 //!
 //! Accepting before connecting saves Nix the wait, but rules out a local build. So it is done only
-//! for builds that this machine cannot do ([`is_safe`]), and only if the configuration allows it
-//! ([`config::Builders::early_accept`]).
+//! for builds that this machine cannot do ([`before_accept`](crate::choice::before_accept)), and
+//! only if the configuration allows it ([`config::Builders::early_accept`]).
 //!
 //! The policy's answer is a preference ([`failover`](crate::run::failover)): when a machine
 //! refuses, the policy is asked again without it. If the policy then names no machine, all machines
 //! that are left are used.
 
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::choice::answer::{Answer, NotAccepted, cannot_start};
+use crate::choice::before_accept::{BeforeAccept, NotConnected};
 use crate::choice::candidate::OpenCandidate;
 use crate::choice::explanation::Explanation;
-use crate::choice::health::Availability;
 use crate::choice::policy::StockRule;
 use crate::choice::policy_thread::PolicyThread;
-use crate::choice::pool::{Decided, DecidedBy, Offered, Pool, wanted};
+use crate::choice::pool::{Decided, DecidedBy, Offered, Pool};
 use crate::history::{History, now_ms};
 use crate::protocol::reply::{Level, Pending};
 use crate::protocol::request::Request;
 use crate::run::delegate::{Accepted, First};
-use crate::run::driver::{Connected, DriveResult, Driver, Refusal, SlotSearch, Slotted, Stage};
+use crate::run::driver::{Connected, DriveResult, Driver};
 use crate::run::failover::{Failover, Ranking};
 use crate::run::local_builds;
 use crate::run::stock::StockHook;
-use crate::slots::reservations::Allocation;
-use crate::slots::wait::{PATIENCE, Queue, Turn};
+use crate::slots::wait::Queue;
 use hookrun_config as config;
 use hookrun_nix::event::NixDirs;
-use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::{Action, Decision, Machine};
 
 /// The number of machines that a message about a build names.
 const SHOWN: usize = 5;
-/// The number of the best machines that are checked for a free slot before all are. There may be
-/// thousands, and usually one of the first has a slot.
-const LOOKED_AT_FIRST: usize = 16;
 /// A derivation that a policy has postponed for this long waits in the queue instead, or is built
 /// on this machine.
 const LONGEST_POSTPONED: Duration = Duration::from_mins(10);
 /// The same time while a machine that fits is out, because the policy may be waiting for it.
 const LONGEST_POSTPONED_WITH_MACHINES_OUT: Duration = Duration::from_secs(10);
-
-/// The answer to a candidate.
-pub(crate) enum Answer {
-    /// The build goes to a machine, now or when a slot is free.
-    Accepted(Box<Accepted>),
-    /// Nix builds on this machine, if it can.
-    Declined(NotAccepted),
-    /// Nix asks again later.
-    Postponed(NotAccepted),
-    /// There are no machines: Nix does not ask again in this command.
-    Never,
-}
-
-/// The reason why a candidate is not accepted.
-pub(crate) enum NotAccepted {
-    /// The decision.
-    Decided,
-    SlotsTaken,
-    /// Nix's own hook fails on this machine, with the reason.
-    HookFails(String),
-}
-
-impl Answer {
-    /// Returns the text for the record.
-    fn text(&self) -> String {
-        match self {
-            Self::Accepted(accepted) => match accepted.first {
-                First::Connected(_) => "accept, after connecting".to_owned(),
-                First::Slot { .. } => "accept, before connecting".to_owned(),
-                First::Queue => "accept: it waits for a slot".to_owned(),
-            },
-            Self::Declined(NotAccepted::Decided) => "decline".to_owned(),
-            Self::Declined(NotAccepted::SlotsTaken) => {
-                "decline: every slot is taken, and this machine is free".to_owned()
-            }
-            Self::Declined(NotAccepted::HookFails(why)) => {
-                format!("decline: {}", cannot_start(why))
-            }
-            Self::Postponed(NotAccepted::Decided) => "postpone".to_owned(),
-            Self::Postponed(NotAccepted::SlotsTaken) => "postpone: every slot is taken".to_owned(),
-            Self::Postponed(NotAccepted::HookFails(why)) => {
-                format!("postpone: {}", cannot_start(why))
-            }
-            Self::Never => "decline-permanently".to_owned(),
-        }
-    }
-
-    /// The machine that was taken.
-    fn taken(&self) -> Option<String> {
-        let Self::Accepted(accepted) = self else { return None };
-        match &accepted.first {
-            First::Connected(connected) => Some(connected.machine.clone()),
-            First::Slot { machine, .. } => Some(machine.clone()),
-            First::Queue => None,
-        }
-    }
-}
-
-fn cannot_start(why: &str) -> String {
-    format!("this machine cannot start remote builds: {why}")
-}
 
 /// Decides where candidates are built.
 pub(crate) struct Decider<'a> {
@@ -440,150 +374,6 @@ impl Decider<'_> {
     }
 }
 
-/// The search for a machine before the accept. Nix is blocked, so it takes only free slots, and
-/// asks the policy again after a refusal.
-struct BeforeAccept<'s, 'r, 'w, W: Write> {
-    case: &'s mut OpenCandidate<'r>,
-    /// Indexes of the machines that fit.
-    fitting: &'s [usize],
-    machines: &'s [MachineLine],
-    /// See [`Pool::failed`].
-    failed: &'s mut BTreeSet<usize>,
-    queue: &'s Queue,
-    early_accept: bool,
-    pending: &'s mut Pending<'w, W>,
-}
-
-/// The reason why a candidate has no connected machine.
-enum NotConnected {
-    /// It need not be connected to yet.
-    Early(String, Allocation),
-    Full,
-    /// A machine has refused.
-    Refused,
-}
-
-impl<W: Write> Stage for BeforeAccept<'_, '_, '_, W> {
-    type End = NotConnected;
-
-    fn slot(
-        &mut self,
-        failover: &mut Failover,
-        _: &mut History,
-    ) -> ControlFlow<NotConnected, SlotSearch> {
-        let health_read_ms = now_ms();
-        match self.turn(failover.next()) {
-            None | Some(Turn::Wait { .. }) => ControlFlow::Break(NotConnected::Full),
-            Some(Turn::Yours(machine, hold)) if self.is_early(&machine, &hold, failover) => {
-                ControlFlow::Break(NotConnected::Early(machine, hold))
-            }
-            Some(Turn::Yours(machine, hold)) => {
-                ControlFlow::Continue(SlotSearch::Slot(Slotted { machine, hold, health_read_ms }))
-            }
-            Some(Turn::Unusable(machine, why)) => {
-                ControlFlow::Continue(SlotSearch::Unusable(machine, why))
-            }
-        }
-    }
-
-    fn begin(&mut self, _: &MachineLine) {}
-
-    fn relay(&mut self, line: &[u8]) {
-        self.pending.relay(line);
-    }
-
-    fn full(&mut self, machine: &str) -> Option<String> {
-        self.case.full.push(machine.to_owned());
-        None
-    }
-
-    fn refused(
-        &mut self,
-        machine: &str,
-        refusal: Refusal,
-        _: &mut Failover,
-        _: &mut History,
-    ) -> ControlFlow<NotConnected> {
-        let (Refusal::Unusable(why) | Refusal::Failed(why)) = refusal;
-        self.pending.message(Level::Warn, &format!("machine {machine} skipped: {why}"));
-        let is_it =
-            |index: &&usize| self.machines.get(**index).is_some_and(|line| line.uri == *machine);
-        self.failed.extend(self.fitting.iter().find(is_it));
-        self.case.skipped.insert(machine.to_owned(), why);
-        ControlFlow::Break(NotConnected::Refused)
-    }
-}
-
-impl<W: Write> BeforeAccept<'_, '_, '_, W> {
-    /// Takes a slot on one of `open` that has not reported to be full. Returns `None` if there is
-    /// no such machine.
-    fn turn(&self, open: &[String]) -> Option<Turn> {
-        let mut turn = None;
-        for some in [open.get(..LOOKED_AT_FIRST), Some(open)].into_iter().flatten() {
-            let lines = self.fitting.iter().filter_map(|index| self.machines.get(*index));
-            let mut wanted = wanted(lines, some);
-            wanted.retain(|wanted| !self.case.full.contains(&wanted.machine));
-            if !wanted.is_empty() {
-                turn = Some(self.queue.turn(&self.case.waiting, &wanted, None, PATIENCE));
-            }
-            if let Some(Turn::Yours(..) | Turn::Unusable(..)) = turn {
-                break;
-            }
-        }
-        turn
-    }
-
-    /// Returns whether nothing is lost by accepting before connecting.
-    fn is_early(&self, machine: &str, hold: &Allocation, failover: &Failover) -> bool {
-        let others = failover.groups().flatten().any(|uri| uri != machine);
-        let OpenCandidate { local, availabilities, .. } = &*self.case;
-        self.early_accept
-            && hold.slot.is_some()
-            && is_safe(local.able, availabilities.availability(machine), others)
-    }
-}
-
 fn joined(uris: &[String], with: &str) -> String {
     uris.iter().map(String::as_str).collect::<Vec<_>>().join(with)
-}
-
-/// Returns whether accepting a build before connecting to a machine with this standing loses
-/// nothing. `able` is whether this machine can build it, and `others` whether it may also go to
-/// another machine.
-///
-/// A build that this machine can do is never accepted early, not even if the machine has just
-/// answered: if all machines failed then, Nix would no longer build it here.
-const fn is_safe(able: bool, availability: Availability, others: bool) -> bool {
-    match availability {
-        // Without another way to build it, a machine that does not answer fails it in any case.
-        Availability::Proven | Availability::Unknown => !able,
-        Availability::Due | Availability::Out { .. } => !able && others,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_builds_that_this_machine_cannot_do_are_accepted_early() {
-        let out = Availability::Out { ms: 1 };
-        for (able, availability, others, safe) in [
-            (true, Availability::Proven, true, false),
-            (true, Availability::Unknown, true, false),
-            (true, Availability::Due, true, false),
-            (false, Availability::Proven, false, true),
-            (false, Availability::Unknown, false, true),
-            (false, Availability::Due, false, false),
-            (false, Availability::Due, true, true),
-            (false, out, true, true),
-            (false, out, false, false),
-        ] {
-            assert_eq!(
-                is_safe(able, availability, others),
-                safe,
-                "{able} {availability:?} {others}"
-            );
-        }
-    }
 }

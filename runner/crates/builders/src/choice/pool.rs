@@ -109,13 +109,13 @@ impl Availabilities {
         Self { health, by_uri, probes }
     }
 
-    pub(crate) fn availability(&self, uri: &str) -> Availability {
+    pub(crate) fn get(&self, uri: &str) -> Availability {
         self.by_uri.get(uri).copied().unwrap_or(Availability::Unknown)
     }
 
     /// Returns whether this session may use the machine.
     pub(crate) fn is_usable(&self, uri: &str) -> bool {
-        match self.availability(uri) {
+        match self.get(uri) {
             Availability::Proven | Availability::Unknown => true,
             Availability::Due => self.probes.contains_key(uri),
             Availability::Out { .. } => false,
@@ -129,7 +129,7 @@ impl Availabilities {
 
     /// Returns the number of seconds until the first of `uris` is tried again.
     pub(crate) fn soonest_seconds<'a>(&self, uris: impl Iterator<Item = &'a str>) -> Option<u64> {
-        let out = uris.filter_map(|uri| match self.availability(uri) {
+        let out = uris.filter_map(|uri| match self.get(uri) {
             Availability::Out { ms } => Some(ms.div_ceil(1000)),
             Availability::Proven | Availability::Unknown | Availability::Due => None,
         });
@@ -140,7 +140,7 @@ impl Availabilities {
     pub(crate) fn why_not(&self, uri: &str) -> String {
         let Some(health) = self.health.get(uri) else { return "out".to_owned() };
         let why = health.last_error.as_deref().unwrap_or("the reason is not known");
-        match self.availability(uri) {
+        match self.get(uri) {
             Availability::Out { ms } => {
                 format!(
                     "out for {} more s after {} failures in a row: {why}",

@@ -4,7 +4,6 @@
 //! Nix has already sent what a machine needs and waits for the end of this process, so the only
 //! replies left are messages and the exit code. Each move is reported in one line.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -12,34 +11,24 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::choice::drv_attributes::described;
-use crate::choice::health::{Availability, Probe, availability};
-use crate::choice::pool::{self, Present};
+use crate::choice::health::Probe;
+use crate::choice::pool::Present;
 use crate::history::{BuildEnd, BuildOutcome, History, Move, NewBuild, now_ms};
-use crate::protocol::reply::{self, Level};
+use crate::protocol::reply::Level;
 use crate::protocol::request::{Inputs, Request};
 use crate::protocol::settings::Settings;
-use crate::run::driver::{Connected, DriveResult, Driver, Refusal, SlotSearch, Slotted, Stage};
+use crate::run::after_accept::{AfterAccept, NoMachine, Progress};
+use crate::run::driver::{Connected, DriveResult, Driver, Refusal, Stage as _};
 use crate::run::failover::{Failover, Ranking};
+use crate::run::messages::{say, write};
 use crate::run::stock::{DelegationReport, StockHook};
 use crate::run::stock_output::{DelegationOutcome, Timing};
-use crate::slots::live_file::LiveFile;
 use crate::slots::reservations::Allocation;
-use crate::slots::sessions::{Activity, WantedMachine};
 use crate::slots::slot_files::SlotFiles;
-use crate::slots::wait::{Queue, Waited, Waiting};
+use crate::slots::wait::{Queue, Waiting};
 use hookrun_nix::event::NixDirs;
 use hookrun_nix::machines::MachineLine;
 use hookrun_nix::selection::Candidate;
-
-/// The time from which on a wait is reported. Most waits are shorter.
-const TOLD_AFTER: Duration = Duration::from_secs(1);
-/// The pause before a machine is tried again that is full although this session has its slot. A
-/// hook that was killed needs some time to end.
-const FULL_PAUSE: Duration = Duration::from_millis(100);
-/// The number of such attempts after which there must be another reason.
-const MOST_FULL: u32 = 20;
-/// The interval at which the health of machines is read while a build waits for them.
-const HEALTH_EVERY: Duration = Duration::from_secs(2);
 
 /// Where an accepted build begins.
 pub(crate) enum First {
@@ -51,6 +40,7 @@ pub(crate) enum First {
     Queue,
 }
 
+/// A build that was accepted.
 pub(crate) struct Accepted {
     pub(crate) candidate: Candidate,
     pub(crate) failover: Failover,
@@ -154,15 +144,6 @@ struct Run<'a> {
     present: Present,
     nix_dirs: &'a NixDirs,
     slot_files: &'a SlotFiles,
-}
-
-/// The known facts at the end of a build.
-struct Progress {
-    id: Option<i64>,
-    machine: String,
-    waited: Duration,
-    moves: Vec<Move>,
-    timing: Timing,
 }
 
 impl Run<'_> {
@@ -295,255 +276,4 @@ impl Run<'_> {
         }
         code
     }
-}
-
-/// The search for a machine after the accept. It waits for a slot, and continues after a refusal.
-struct AfterAccept<'a> {
-    queue: &'a Queue,
-    machines: &'a [MachineLine],
-    candidate: &'a Candidate,
-    nix: BorrowedFd<'a>,
-    reply: &'a mut dyn Write,
-    ask_policy: AskAgain<'a>,
-    ask_again: Option<Duration>,
-    waiting: Waiting,
-    /// See [`Slotted::health_read_ms`].
-    health_read_ms: u64,
-    /// Held since before the accept.
-    slot: Option<(String, Allocation)>,
-    /// The right to try a machine that had failed.
-    probe: Option<Probe>,
-    /// The number of times that a machine was full although this session had a slot.
-    full: u32,
-    /// The reason why the last machine does not have the build. It is reported together with the
-    /// next machine, so that each move is one line.
-    lost: Option<String>,
-    /// Tells other sessions that this one builds.
-    building: Option<LiveFile>,
-    progress: Progress,
-}
-
-/// The reason why an accepted build has no machine.
-enum NoMachine {
-    /// No machine is left.
-    Left,
-    /// Nix does not read replies any longer.
-    NixGone,
-}
-
-impl Stage for AfterAccept<'_> {
-    type End = NoMachine;
-
-    fn slot(
-        &mut self,
-        failover: &mut Failover,
-        history: &mut History,
-    ) -> ControlFlow<NoMachine, SlotSearch> {
-        self.building = None;
-        let (machine, hold) = match self.slot.take() {
-            Some(slot) => slot,
-            None => loop {
-                if failover.next().is_empty() {
-                    return ControlFlow::Break(NoMachine::Left);
-                }
-                match self.wait(failover, history) {
-                    Waited::Turn(machine, hold) => break (machine, hold),
-                    Waited::Unusable(machine, why) => {
-                        return ControlFlow::Continue(SlotSearch::Unusable(machine, why));
-                    }
-                    Waited::NixGone => return ControlFlow::Break(NoMachine::NixGone),
-                    Waited::TimeOver => self.rank(failover, history),
-                }
-            },
-        };
-        let health_read_ms = self.health_read_ms;
-        ControlFlow::Continue(SlotSearch::Slot(Slotted { machine, hold, health_read_ms }))
-    }
-
-    fn begin(&mut self, line: &MachineLine) {
-        let machine = &line.uri;
-        let shown = self.progress.machine == *machine;
-        self.progress.machine.clone_from(machine);
-        let expected = self.waiting.expected_seconds.map(|seconds| seconds / line.speed_factor);
-        let here =
-            Waiting { expected_seconds: expected, since_ms: now_ms(), ..self.waiting.clone() };
-        self.building = self.queue.announce(&here, Activity::Building(machine.clone()));
-        let name = &self.candidate.name;
-        match self.lost.take() {
-            Some(lost) => {
-                say(self.reply, Level::Warn, &format!("{name}: {lost}; it moves to {machine}"));
-            }
-            None if !shown => say(self.reply, Level::Info, &format!("{name} goes to {machine}")),
-            None => {}
-        }
-    }
-
-    fn relay(&mut self, line: &[u8]) {
-        write(self.reply, &relayed(line));
-    }
-
-    fn full(&mut self, _: &str) -> Option<String> {
-        // Only a hook that is being killed can hold a slot of this session. Without a slot of its
-        // own, another Nix was faster.
-        if self.full >= MOST_FULL {
-            return Some("it reports to be full although it has a free slot".to_owned());
-        }
-        self.full += 1;
-        std::thread::sleep(FULL_PAUSE);
-        None
-    }
-
-    fn refused(
-        &mut self,
-        machine: &str,
-        refusal: Refusal,
-        failover: &mut Failover,
-        history: &mut History,
-    ) -> ControlFlow<NoMachine> {
-        let (lost, why) = match refusal {
-            Refusal::Unusable(why) => (format!("machine {machine} cannot be used ({why})"), why),
-            Refusal::Failed(why) => {
-                drop(self.probe.take());
-                (format!("machine {machine} is lost ({why})"), why)
-            }
-        };
-        if !failover.is_the_build() {
-            self.rank(failover, history);
-        }
-        self.lost = Some(lost);
-        self.progress.moves.push(Move { machine: machine.to_owned(), why });
-        ControlFlow::Continue(())
-    }
-}
-
-impl AfterAccept<'_> {
-    /// Ranks the remaining machines with the policy's current answer.
-    fn rank(&mut self, failover: &mut Failover, history: &mut History) {
-        let (ranking, ask_again) = (self.ask_policy)(history, failover.tried());
-        failover.rank(ranking);
-        self.ask_again = ask_again;
-    }
-
-    fn wait(&mut self, failover: &Failover, history: &mut History) -> Waited {
-        let began = Instant::now();
-        let mut read_ms = now_ms();
-        let mut read: Option<(Instant, Vec<WantedMachine>)> = None;
-        let Candidate { system, required_features, .. } = self.candidate;
-        let fitting: Vec<&MachineLine> =
-            self.machines.iter().filter(|line| line.fits(system, required_features)).collect();
-        let mut wanted = || match &read {
-            Some((when, wanted)) if when.elapsed() < HEALTH_EVERY => wanted.clone(),
-            _ => {
-                read_ms = now_ms();
-                let now = usable(history, &fitting, failover);
-                history.close();
-                read = Some((Instant::now(), now.clone()));
-                now
-            }
-        };
-        let mut shown = WaitActivity::default();
-        let until = self.ask_again.map(|within| began + within);
-        let (waiting, reply) = (&self.waiting, &mut *self.reply);
-        let mut tell = |machines: &[WantedMachine], others: usize| {
-            if began.elapsed() >= TOLD_AFTER {
-                shown.begin(reply, waiting, machines, others);
-            }
-        };
-        let waited = self.queue.wait(waiting, &mut wanted, until, TOLD_AFTER, self.nix, &mut tell);
-        shown.end(self.reply);
-        self.health_read_ms = read_ms;
-        self.progress.waited += began.elapsed();
-        waited
-    }
-}
-
-/// Returns the machines to wait for: the first group with machines that are not out, without those
-/// that are; all machines if all are out.
-fn usable(
-    history: &mut History,
-    machines: &[&MachineLine],
-    failover: &Failover,
-) -> Vec<WantedMachine> {
-    let known = history.machines();
-    let now = now_ms();
-    let is_inside = |wanted: &WantedMachine| {
-        !matches!(availability(known.get(wanted.machine.as_str()), now), Availability::Out { .. })
-    };
-    let wanted_of = |group: &Vec<String>| pool::wanted(machines.iter().copied(), group);
-    for group in failover.groups() {
-        let mut wanted = wanted_of(group);
-        wanted.retain(is_inside);
-        if !wanted.is_empty() {
-            return wanted;
-        }
-    }
-    failover.groups().flat_map(wanted_of).collect()
-}
-
-/// Converts a line of Nix's own hook after the accept, when Nix accepts only messages: output of
-/// ssh becomes a message.
-fn relayed(line: &[u8]) -> Cow<'_, [u8]> {
-    let text = String::from_utf8_lossy(line);
-    if line.starts_with(b"@nix ") || text.trim().is_empty() {
-        return Cow::Borrowed(line);
-    }
-    Cow::Owned(reply::foreign(Level::Info, text.trim_end()))
-}
-
-/// The activity that shows that a build waits.
-#[derive(Default)]
-struct WaitActivity {
-    /// The names of the machines; nothing is shown if there are none.
-    names: Option<String>,
-}
-
-impl WaitActivity {
-    /// Returns the number of the activity. As in Nix (`logging.cc`, `Activity`), the upper half is
-    /// the process id.
-    fn id() -> u64 {
-        u64::from(std::process::id()) << 32
-    }
-
-    fn begin(
-        &mut self,
-        reply: &mut dyn Write,
-        waiting: &Waiting,
-        machines: &[WantedMachine],
-        others: usize,
-    ) {
-        let names: Vec<&str> = machines.iter().map(|wanted| wanted.machine.as_str()).collect();
-        let names = names.join(" or ");
-        if self.names.as_ref() == Some(&names) {
-            return;
-        }
-        self.end(reply);
-        let others = match others {
-            0 => String::new(),
-            1 => ", as does 1 other build".to_owned(),
-            count => format!(", as do {count} other builds"),
-        };
-        let Waiting { name, takes, .. } = waiting;
-        let besides = if takes.is_empty() { String::new() } else { format!(" with {takes}") };
-        let text = format!("{name} waits for a slot{besides} on {names}{others}");
-        write(reply, &reply::activity(Self::id(), &text));
-        self.names = Some(names);
-    }
-
-    fn end(&self, reply: &mut dyn Write) {
-        if self.names.is_some() {
-            write(
-                reply,
-                format!("@nix {{\"action\":\"stop\",\"id\":{}}}\n", Self::id()).as_bytes(),
-            );
-        }
-    }
-}
-
-fn say(reply: &mut dyn Write, level: Level, text: &str) {
-    write(reply, &reply::message(level, text));
-}
-
-/// Writes to Nix and ignores errors; other code notices if Nix has exited.
-fn write(reply: &mut dyn Write, bytes: &[u8]) {
-    let _ = reply.write_all(bytes).and_then(|()| reply.flush());
 }

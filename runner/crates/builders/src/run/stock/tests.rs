@@ -1,4 +1,5 @@
 use super::*;
+use crate::run::stock_output::plain;
 
 fn machine() -> MachineLine {
     hookrun_nix::machines::parse("ssh://m x86_64-linux", "x86_64-linux").machines.remove(0)
