@@ -100,8 +100,18 @@ impl Compiler {
     }
 }
 
+/// What the validator says of a component that uses what WASI 0.3 is made of.
+const ASYNC: &str = "component model async";
+
 fn refused(said: &str) -> CompileError {
-    CompileError::Component(format!("does not compile ({})", said.trim().replace('\n', " ")))
+    let said = said.trim().replace('\n', " ");
+    let fix = if said.contains(ASYNC) {
+        "hookrun offers WASI 0.2 without async: build it without async functions (with jco: \
+         --backend-qjs-disable-async)"
+    } else {
+        "build it with the SDK of this release"
+    };
+    CompileError::Component(format!("does not compile ({said}); {fix}"))
 }
 
 fn contained(
@@ -237,7 +247,7 @@ mod tests {
         let text = |status: i32, said: &str| {
             failure(plugin, ExitStatus::from_raw(status), said).to_string()
         };
-        insta::assert_snapshot!(text(1 << 8, "unknown section\n"), @"does not compile (unknown section)");
+        insta::assert_snapshot!(text(1 << 8, "unknown section\n"), @"does not compile (unknown section); build it with the SDK of this release");
         insta::assert_snapshot!(text(1 << 8, ""), @"cannot be compiled: its process ended with exit status: 1 and without a message; check that there is enough memory and that /proc is mounted");
         insta::assert_snapshot!(text(4 << 8, "no such user"), @"cannot be compiled: its process ended with exit status: 4: no such user");
         insta::assert_snapshot!(text(libc::SIGILL, ""), @"cannot be compiled: its process ended with signal: 4 (SIGILL) and without a message; check that there is enough memory and that /proc is mounted");

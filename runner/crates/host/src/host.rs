@@ -199,13 +199,9 @@ impl Host {
                         plugin.source
                     )));
                 }
-                CompileError::Component(what) => (
-                    "source",
-                    format!(
-                        "plugin `{name}`: {} {what}; build it with the SDK of this release",
-                        plugin.source
-                    ),
-                ),
+                CompileError::Component(what) => {
+                    ("source", format!("plugin `{name}`: {} {what}", plugin.source))
+                }
                 CompileError::Limit(message) => ("limits", message),
                 CompileError::System(_) => {
                     ("source", format!("plugin `{name}`: {} {error}", plugin.source))

@@ -13,8 +13,9 @@
 //!   (code open) and a [`LinkedPlugin`] (mapped). [`compiled_cache`]: the cache of compiled
 //!   plugins.
 //! * [`engine`]: compilation and interruption. [`bindings`]: generated from the WIT.
-//! * [`run`]: one run. [`limits`], [`run_clock`]: its limits. [`host_call`]: all functions that a
-//!   guest can call, and the checks that each call passes.
+//! * [`run`]: one run. [`stopped`]: the message of a run that a trap ended. [`limits`],
+//!   [`run_clock`]: its limits. [`host_call`]: all functions that a guest can call, and the checks
+//!   that each call passes.
 //! * [`compile`]: the compiler, in a contained child process. [`contain`]: such child processes.
 //!   [`wall`]: Landlock and seccomp.
 //! * [`bundled`]: the plugins that are part of the program.
@@ -40,6 +41,7 @@ pub mod metadata;
 mod output;
 mod run;
 mod run_clock;
+mod stopped;
 pub use hookrun_system::wall;
 
 pub use artifact::{Artifact, Component};

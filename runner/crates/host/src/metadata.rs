@@ -84,11 +84,7 @@ pub fn describe(wasm: &[u8]) -> Result<Description, String> {
     for payload in Parser::new(0).parse_all(wasm) {
         match payload.map_err(|error| format!("is damaged ({error}); build it again"))? {
             Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
-                return Err(
-                    "is a core module, not a component; build with --target wasm32-wasip2, or make a component of it with \
-                     `wasm-tools component new`"
-                        .to_owned(),
-                );
+                return Err(core_module(wasm));
             }
             Payload::Version { .. } => depth += 1,
             Payload::End(_) => depth = depth.saturating_sub(1),
@@ -117,9 +113,12 @@ pub fn describe(wasm: &[u8]) -> Result<Description, String> {
             _ => {}
         }
     }
+    if let Some(problem) = imports.iter().find_map(|import| not_offered(import)) {
+        return Err(problem);
+    }
     let Some(section) = own.or(nested) else {
         return Err(format!(
-            "has no section `{SECTION}`; use `hookrun_sdk::plugin!`, or embed it with your language's tools"
+            "has no section `{SECTION}`; use `hookrun_sdk::plugin!`, or add it with `hookrun pack`"
         ));
     };
     let metadata = parse(section)?;
@@ -142,6 +141,44 @@ pub fn describe(wasm: &[u8]) -> Result<Description, String> {
         );
     }
     Ok(Description { metadata, exports: hooks, imports })
+}
+
+/// Describes what the author of a core module does about it.
+fn core_module(wasm: &[u8]) -> String {
+    let is_preview1 = Parser::new(0).parse_all(wasm).filter_map(Result::ok).any(|payload| {
+        let Payload::ImportSection(section) = payload else { return false };
+        section
+            .into_imports()
+            .filter_map(Result::ok)
+            .any(|import| import.module == "wasi_snapshot_preview1")
+    });
+    if is_preview1 {
+        return "is a core module of WASI preview 1, not a component; build with --target wasm32-wasip2, or make a \
+                component of it with `wasm-tools component new --adapt wasi_snapshot_preview1.reactor.wasm`"
+            .to_owned();
+    }
+    "is a core module, not a component; build with --target wasm32-wasip2, or make a component of it with \
+     `wasm-tools component new`"
+        .to_owned()
+}
+
+/// Describes an import of a version that this hookrun does not offer; none if it may be offered.
+fn not_offered(import: &str) -> Option<String> {
+    let (interface, version) = import.split_once('@')?;
+    if interface.starts_with("wasi:") && version.starts_with("0.3") {
+        return Some(format!(
+            "imports `{import}`, which is WASI 0.3, and hookrun offers WASI 0.2; build it for WASI 0.2, without async functions \
+             (with cargo: --target wasm32-wasip2)"
+        ));
+    }
+    let package = interface.split('/').next().unwrap_or_default();
+    if package == "hookrun:host" && !version.starts_with("0.1.") {
+        return Some(format!(
+            "imports `{import}`, and this hookrun offers `{interface}@0.1.0`; use the release of hookrun that belongs to the plugin's \
+             SDK, or build the plugin with hookrun-sdk 0.1"
+        ));
+    }
+    None
 }
 
 fn parse(section: &[u8]) -> Result<Metadata, String> {

@@ -1,5 +1,6 @@
 //! The standard output and error of a guest, which become lines in the log of its run.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -7,11 +8,16 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 
+use super::stopped::BACKTRACE_NOTE;
 use hookrun_capability::RunLog;
 use hookrun_nix::outcome::LogLine;
 
 /// Maximum length of a log line in bytes. Longer lines are broken.
 const MAX_LINE: usize = 8 << 10;
+/// The number of last lines that are kept for the message of a trap; a panic has a few.
+const LAST_LINES: usize = 16;
+/// The length to which each of them is cut.
+const MAX_LAST_LINE: usize = 1 << 10;
 
 /// One of the two streams.
 #[derive(Clone)]
@@ -22,6 +28,7 @@ struct Stream {
     level: &'static str,
     name: &'static str,
     line: Vec<u8>,
+    last_lines: VecDeque<String>,
 }
 
 impl GuestOutput {
@@ -37,7 +44,19 @@ impl GuestOutput {
     }
 
     fn new(log: &RunLog, level: &'static str, name: &'static str) -> Self {
-        Self(Arc::new(Mutex::new(Stream { log: log.clone(), level, name, line: Vec::new() })))
+        Self(Arc::new(Mutex::new(Stream {
+            log: log.clone(),
+            level,
+            name,
+            line: Vec::new(),
+            last_lines: VecDeque::new(),
+        })))
+    }
+
+    /// Returns the last lines, oldest first, whether or not the log had room for them.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.last_lines.iter().cloned().collect()
     }
 
     /// Logs the last line if it does not end with a line break.
@@ -63,6 +82,13 @@ impl Stream {
             return;
         }
         let message = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
+        if message.starts_with(BACKTRACE_NOTE) {
+            return;
+        }
+        if self.last_lines.len() == LAST_LINES {
+            self.last_lines.pop_front();
+        }
+        self.last_lines.push_back(message.chars().take(MAX_LAST_LINE).collect());
         let fields = vec![("stream".to_owned(), self.name.to_owned())];
         self.log.push(LogLine { level: self.level.to_owned(), message, fields });
     }

@@ -17,6 +17,7 @@ use super::limits::LimitReached;
 use super::linked::LinkedPlugin;
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
+use super::stopped;
 use hookrun_capability::EventScope;
 use hookrun_capability::{RunLog, Services};
 use hookrun_config::Limit;
@@ -32,9 +33,6 @@ const LIFT_MARGIN: u64 = 64 << 10;
 
 /// The cost of a detail of a result in addition to its text, so that empty details are not free.
 const DETAIL_COST: usize = 16;
-
-/// Maximum number of frames of a guest's stack in a message.
-const SHOWN_FRAMES: usize = 6;
 
 /// The message of wasmtime when a guest passes more than `Store::set_hostcall_fuel` allows. The
 /// error's type is private (`HostcallFuelExhausted` in
@@ -213,7 +211,7 @@ impl LinkedPlugin {
         stderr.finish();
         let (answer, outcome) = match ended {
             Ok(Ok(answer)) => self.returned(&mut store, answer).await,
-            Ok(Err(error)) => (None, self.stopped(store.data(), &error)),
+            Ok(Err(error)) => (None, self.stopped(store.data(), &stderr.last_lines(), &error)),
             Err(limit) => (None, self.limit_outcome(LimitReached::by_guest(limit, None))),
         };
         let outcome = match store.data().refused() {
@@ -223,6 +221,7 @@ impl LinkedPlugin {
         let progress = store.data().made_progress();
         let usage =
             Usage { wall: begun.elapsed(), start: self.load_time + start, ..store.data().usage() };
+        let outcome = stopped::with_hint(outcome, &usage);
         let fix = Limit::LogBytes.reached(self.name(), limits.get(Limit::LogBytes), None);
         let report =
             RunReport { usage, log: log.finish(&fix), progress, ..RunReport::from(outcome) };
@@ -290,7 +289,7 @@ impl LinkedPlugin {
     }
 
     /// Returns the limit or trap that stopped the guest.
-    fn stopped(&self, state: &RunState, error: &wasmtime::Error) -> Outcome {
+    fn stopped(&self, state: &RunState, stderr: &[String], error: &wasmtime::Error) -> Outcome {
         if let Some(reached) = error.downcast_ref::<LimitReached>().copied().or(state.reached()) {
             return self.limit_outcome(reached);
         }
@@ -322,8 +321,10 @@ impl LinkedPlugin {
             Some(I32Exit(code)) => format!("called exit({code}) instead of returning"),
             None => format!("trapped: {cause}"),
         };
-        let stack = backtrace.map(frames).unwrap_or_default();
-        Outcome::Trapped { message: format!("plugin `{}` {what}{stack}", self.name()) }
+        let frames = backtrace.map(WasmBacktrace::frames).unwrap_or_default();
+        let frames: Vec<_> = frames.iter().map(wasmtime::FrameInfo::func_name).collect();
+        let what = stopped::describe(&what, stderr, &frames);
+        Outcome::Trapped { message: format!("plugin `{}` {what}", self.name()) }
     }
 
     fn limit_outcome(&self, reached: LimitReached) -> Outcome {
@@ -347,21 +348,6 @@ fn refused_instead(outcome: Outcome, reason: &str) -> Outcome {
         }
         other => other,
     }
-}
-
-/// Returns the stack as ` (in f, called by g, ...)`.
-fn frames(backtrace: &WasmBacktrace) -> String {
-    let names: Vec<String> = backtrace
-        .frames()
-        .iter()
-        .take(SHOWN_FRAMES)
-        .map(|frame| {
-            frame
-                .func_name()
-                .map_or_else(|| format!("function {}", frame.func_index()), str::to_owned)
-        })
-        .collect();
-    if names.is_empty() { String::new() } else { format!(" (in {})", names.join(", called by ")) }
 }
 
 #[cfg(test)]

@@ -54,11 +54,27 @@ fn keys_of_a_later_sdk_are_ignored() {
 }
 
 #[test]
+fn modules_and_imports_of_other_versions_name_the_fix() {
+    // A module with one import of a function of type 0.
+    let import = b"\x16wasi_snapshot_preview1\x09proc_exit\0\0";
+    let length = u8::try_from(import.len() + 1).unwrap();
+    let module =
+        [&b"\0asm\x01\0\0\0\x01\x05\x01\x60\x01\x7f\0\x02"[..], &[length, 1], import].concat();
+    insta::assert_snapshot!(describe(&module).unwrap_err(), @"is a core module of WASI preview 1, not a component; build with --target wasm32-wasip2, or make a component of it with `wasm-tools component new --adapt wasi_snapshot_preview1.reactor.wasm`");
+    let problem = |import: &str| not_offered(import).unwrap();
+    insta::assert_snapshot!(problem("wasi:cli/stdout@0.3.0"), @"imports `wasi:cli/stdout@0.3.0`, which is WASI 0.3, and hookrun offers WASI 0.2; build it for WASI 0.2, without async functions (with cargo: --target wasm32-wasip2)");
+    insta::assert_snapshot!(problem("hookrun:host/log@0.2.0"), @"imports `hookrun:host/log@0.2.0`, and this hookrun offers `hookrun:host/log@0.1.0`; use the release of hookrun that belongs to the plugin's SDK, or build the plugin with hookrun-sdk 0.1");
+    for import in ["wasi:cli/stdout@0.2.12", "hookrun:host/log@0.1.0", "acme:power/shell"] {
+        assert_eq!(not_offered(import), None);
+    }
+}
+
+#[test]
 fn a_component_that_is_not_a_plugin_is_refused_with_the_reason() {
     let wrong = |wasm: &[u8]| describe(wasm).unwrap_err();
     insta::assert_snapshot!(wrong(b"#!/bin/sh"), @"is not WebAssembly; name a component, as `cargo build --target wasm32-wasip2` makes it");
     insta::assert_snapshot!(wrong(b"\0asm\x01\0\0\0"), @"is a core module, not a component; build with --target wasm32-wasip2, or make a component of it with `wasm-tools component new`");
-    insta::assert_snapshot!(wrong(&component(None, None)), @"has no section `hookrun:metadata`; use `hookrun_sdk::plugin!`, or embed it with your language's tools");
+    insta::assert_snapshot!(wrong(&component(None, None)), @"has no section `hookrun:metadata`; use `hookrun_sdk::plugin!`, or add it with `hookrun pack`");
     insta::assert_snapshot!(wrong(&component(Some(METADATA), None)), @"names the hook `post-build` in its metadata and must export `hookrun:post-build/post-build@0.1.0`; it does not: build it with the SDK of this release");
     insta::assert_snapshot!(wrong(&component(Some(METADATA), Some("hookrun:post-build/post-build@0.2.0"))), @"names the hook `post-build` in its metadata and must export `hookrun:post-build/post-build@0.1.0`; it exports `hookrun:post-build/post-build@0.2.0`: build it with the SDK of this release");
     insta::assert_snapshot!(wrong(&component(Some(r#"{"format":2,"future":1}"#), None)), @"has metadata of format 2, and this hookrun reads format 1; use a matching release");
