@@ -1,12 +1,15 @@
-//! `hookrun test`: runs a plugin on sample events.
+//! `hookrun test`: runs a plugin on sample events, or on scenarios ([`scenarios`]).
+
+mod scenarios;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::log::level_style;
-use super::output::{self, Format, Style, printable, style_of, styled};
+use super::output::{self, Style, printable, style_of, styled};
 use super::{CliError, Context};
 use crate::testing::{self, Changes, Subject, SubjectError, TestRun};
 use hookrun_config::{Capability, Limit, Limits};
@@ -25,33 +28,71 @@ and limits. A plugin that is not configured is granted everything that it wants:
 `config` comes from the examples of its schema. All services are in memory: nothing is sent and
 nothing is kept.
 
-Exit code 0: every hook of the plugin succeeded on its samples. 1: a hook failed, or the plugin does
-not load.
+SCENARIO is a file that ends in `.toml`. It belongs to the plugin before it. It has events, what the
+services hold and answer, and what is expected; docs/scenarios.md describes it. Without a scenario
+the plugin runs on samples.
+
+Exit code 0: every scenario was as expected (or every hook succeeded on its samples). 1: one was
+not, or the plugin does not load. 2: an option is wrong. 3: the configuration or a scenario is not
+valid.
 
 Examples:
   hookrun test target/wasm32-wasip2/release/announce.wasm
+  hookrun test target/wasm32-wasip2/release/announce.wasm scenarios/*.toml
+  hookrun test ./announce.wasm scenarios/*.toml --deny all --fault http=503 --fault http=timeout
+  hookrun test ./announce.wasm scenarios/first.toml --update
   hookrun test bundled:s3-upload --set 'compression = \"xz\"'
   hookrun test ./announce.wasm --deny mail --limit wall-time=2s
   hookrun test cache --format json")]
 pub(super) struct Args {
-    /// The plugin to test
-    plugin: String,
+    /// The plugins to test, each followed by its scenarios
+    #[arg(value_name = "PLUGIN|SCENARIO", required = true)]
+    targets: Vec<String>,
     /// Set a key of the plugin's configuration, as TOML
     #[arg(long, value_name = "KEY = VALUE")]
     set: Vec<String>,
     /// Set a limit of the plugin, such as wall-time=2s
     #[arg(long, value_name = "LIMIT=VALUE")]
     limit: Vec<String>,
-    /// Do not grant a capability that the plugin wants optionally
+    /// Do not grant a capability; with `all` or scenarios, run everything again without it
     #[arg(long, value_name = "CAPABILITY", value_parser = testing_capabilities())]
     deny: Vec<String>,
+    /// Run everything again while a service fails: refuse, timeout, garbage, slow or an HTTP status
+    #[arg(long, value_name = "CAPABILITY=FAULT")]
+    fault: Vec<String>,
+    /// Run only scenarios whose file name contains this text
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Write what each scenario did into its file as what it expects
+    #[arg(long, conflicts_with_all = ["deny", "fault"])]
+    update: bool,
+    /// The number of scenarios that run at once [default: the number of processors]
+    #[arg(long, value_name = "NUMBER")]
+    jobs: Option<usize>,
     /// The output format
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    format: TestFormat,
 }
 
+/// The output formats.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum TestFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object
+    Json,
+    /// JUnit's XML, for continuous integration
+    Junit,
+    /// Test Anything Protocol, version 14
+    Tap,
+}
+
+/// The word of `--deny` for each capability that the plugin wants.
+const ALL: &str = "all";
+
 fn testing_capabilities() -> clap::builder::PossibleValuesParser {
-    Capability::ALL.map(Capability::name).into()
+    Capability::ALL.map(Capability::name).into_iter().chain([ALL]).collect::<Vec<_>>().into()
 }
 
 #[derive(Debug, Serialize)]
@@ -66,10 +107,25 @@ struct Report<'a> {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
+    let is_scenario =
+        |target: &String| Path::new(target).extension().is_some_and(|it| it == "toml");
+    let is_simple = args.targets.len() == 1
+        && args.fault.is_empty()
+        && !args.update
+        && !args.deny.iter().any(|name| name == ALL)
+        && matches!(args.format, TestFormat::Text | TestFormat::Json);
+    match args.targets.as_slice() {
+        [plugin] if is_simple && !is_scenario(plugin) => samples(context, args, plugin),
+        _ => scenarios::run(context, args, is_scenario),
+    }
+}
+
+/// Runs one plugin on its samples and shows everything that it did.
+fn samples(context: &Context, args: &Args, plugin: &str) -> Result<Exit, CliError> {
     let changes = Changes { set: &args.set, deny: &args.deny, limits: &args.limit };
     let host = Host::for_tests(Compiler::Contained(None));
     let subject =
-        Subject::find(&args.plugin, &context.files(), &host, &changes).map_err(subject_error)?;
+        Subject::find(plugin, &context.files(), &host, &changes).map_err(subject_error)?;
     print_notes(&subject);
     let failed =
         |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
@@ -81,7 +137,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
     let passed = runs.iter().all(TestRun::passed);
     let metadata = plugin.metadata();
     match args.format {
-        Format::Json => output::json(&Report {
+        TestFormat::Json => output::json(&Report {
             plugin: &metadata.name,
             version: &metadata.version,
             digest: plugin.digest(),
@@ -89,7 +145,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
             passed,
             runs: &runs,
         })?,
-        Format::Text => {
+        _ => {
             let colours = output::colours();
             let title =
                 styled(&format!("{} {}", metadata.name, metadata.version), Style::Strong, colours);
@@ -132,6 +188,9 @@ pub(super) fn subject_error(error: SubjectError) -> CliError {
     CliError { exit, source: error.into() }
 }
 
+/// The number of lines at the beginning and at the end of a log that are shown.
+const SHOWN_LINES: usize = 20;
+
 fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
     let TestRun { hook, sample, report, effects } = run;
     let class = report.outcome.class().as_str();
@@ -142,10 +201,24 @@ fn show(run: &TestRun, limits: &Limits, colours: bool) -> String {
         styled(class, style_of(class), colours),
         printable(report.outcome.message())
     );
-    for line in &report.log {
+    let lines = &report.log;
+    let cut = lines.len() > 2 * SHOWN_LINES + 1;
+    for (number, line) in lines.iter().enumerate() {
+        if cut && number >= SHOWN_LINES && number < lines.len() - SHOWN_LINES {
+            if number == SHOWN_LINES {
+                let left = lines.len() - 2 * SHOWN_LINES;
+                let _ = writeln!(text, "  ... {left} lines of the log are not shown");
+            }
+            continue;
+        }
         let fields = output::fields(&line.fields);
         let level = styled(&line.level, level_style(&line.level), colours);
         let _ = writeln!(text, "  logged {level}: {}{fields}", printable(&line.message));
+    }
+    if cut {
+        // The first line of the run is no longer on the screen.
+        let message = printable(report.outcome.message());
+        let _ = writeln!(text, "  {}  {message}", styled(class, style_of(class), colours));
     }
     for effect in effects {
         let _ = writeln!(text, "  did    {}", printable(effect));

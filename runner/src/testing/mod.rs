@@ -1,17 +1,26 @@
-//! `hookrun test`: runs a plugin on sample events, with the real engine, limits and grants, and
-//! with services that keep everything in memory.
+//! `hookrun test`: runs a plugin on sample events or on [`scenario`]s, with the real engine, limits
+//! and grants, and with services that keep everything in memory.
 //!
 //! Nothing is sent, and nothing is read from the machine's Nix store. The effects of a plugin are
 //! in the [`TestRun`].
 
+mod expect;
+mod fault;
+pub mod play;
 mod policy;
 mod samples;
+mod scenario;
 mod subject;
+mod update;
+mod wave;
 
 use serde::Serialize;
 
+pub use fault::{Variant, capability_of};
 pub use policy::PolicyHere;
+pub use scenario::ScenarioFile;
 pub use subject::{Changes, Files, Origin, Subject, SubjectError};
+pub use update::updated;
 
 use crate::supervise::supervisor::serves;
 use hookrun_builders::{Action, Candidate, LocalMachine, Machine};
@@ -24,7 +33,9 @@ use hookrun_nix::outcome::{Outcome, RunReport};
 
 /// The maximum number of listed objects of one store; a sample upload has about a dozen.
 const MAX_LISTED: u32 = 1000;
-/// The number of characters of a request's body that are shown.
+/// The largest object whose content is shown.
+const MAX_SHOWN_OBJECT: u64 = 64 << 10;
+/// The number of characters of the body of a request or an object that are shown.
 const MAX_SHOWN_BODY: usize = 200;
 
 /// A question for a policy.
@@ -154,7 +165,12 @@ async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
     let mut effects = Vec::new();
     for store in &subject.plugin.grant.object_store {
         if let Ok(keys) = services.object_stores().list(store, "", MAX_LISTED, u64::MAX).await {
-            effects.extend(keys.iter().map(|key| format!("object store {store}: {key}")));
+            for key in keys {
+                let body = services.object_stores().get(store, &key, MAX_SHOWN_OBJECT).await;
+                let body = body.ok().flatten().filter(|body| std::str::from_utf8(body).is_ok());
+                let body = body.map(|body| contents(&body)).unwrap_or_default();
+                effects.push(format!("object store {store}: {key}{body}"));
+            }
         }
     }
     for mail in services.mail().captured() {
@@ -165,16 +181,21 @@ async fn effects(subject: &Subject, services: &Services) -> Vec<String> {
             subject_line(&mail.raw)
         ));
     }
-    for http::Requested { method, url, body } in services.http().requested() {
-        let shown: String = String::from_utf8_lossy(&body).chars().take(MAX_SHOWN_BODY).collect();
-        let body = if body.is_empty() {
-            String::new()
-        } else {
-            format!(" with {} bytes: {shown}", body.len())
-        };
-        effects.push(format!("http {method} {url}{body}"));
+    for http::Requested { method, url, headers: _, credential, body } in services.http().requested()
+    {
+        let credential = credential.map(|name| format!(" (credential {name})")).unwrap_or_default();
+        effects.push(format!("http {method} {url}{}{credential}", contents(&body)));
     }
     effects
+}
+
+/// Returns the size and the beginning of a body.
+fn contents(body: &[u8]) -> String {
+    if body.is_empty() {
+        return String::new();
+    }
+    let shown: String = String::from_utf8_lossy(body).chars().take(MAX_SHOWN_BODY).collect();
+    format!(" with {} bytes: {shown}", body.len())
 }
 
 /// Returns the subject of a composed message, unfolded (RFC 5322 section 2.2.3).

@@ -10,7 +10,7 @@ use hookrun_nix::evidence::{Difference, Evidence};
 
 /// The time of all samples, 2025-01-01T12:00:00Z. It is fixed, so that two runs of a test have the
 /// same output.
-const TIME_MS: u64 = 1_735_732_800_000;
+pub(super) const TIME_MS: u64 = 1_735_732_800_000;
 const ID: &str = "01941fd6-4c00-7000-8000-000000000001";
 const HOST: &str = "builder.example.org";
 

@@ -46,6 +46,7 @@ mod reload;
 mod resources;
 mod runner;
 mod sandbox;
+mod scenarios;
 mod schemas;
 mod service;
 mod signals;

@@ -3,6 +3,8 @@
 //! [`Services::with_clock`](super::Services::with_clock) replaces the clocks of this machine by
 //! another source, which then sets the time that a run sees and how long it sleeps.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
@@ -55,5 +57,43 @@ impl Clock for SystemClock {
 
     fn sleep(&self, wait: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(wait))
+    }
+}
+
+/// A clock for tests: it starts at a fixed time, and only sleeping moves it.
+#[derive(Debug)]
+pub struct FixedClock {
+    start: Duration,
+    slept: Arc<AtomicU64>,
+}
+
+impl FixedClock {
+    /// Returns a clock that starts at `start`, since 1970.
+    pub fn new(start: Duration) -> Self {
+        Self { start, slept: Arc::default() }
+    }
+}
+
+impl Clock for FixedClock {
+    fn wall(&self) -> Duration {
+        self.start + self.monotonic()
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_nanos(self.slept.load(Ordering::Relaxed))
+    }
+
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn sleep(&self, wait: Duration) -> BoxFuture<'static, ()> {
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        let slept = Arc::clone(&self.slept);
+        Box::pin(async move {
+            // Others run meanwhile, as with a real sleep.
+            tokio::task::yield_now().await;
+            slept.fetch_add(nanos, Ordering::Relaxed);
+        })
     }
 }

@@ -16,6 +16,7 @@ pub mod mail;
 pub mod nix_store;
 pub mod object_store;
 pub mod random;
+pub mod script;
 mod service;
 pub mod signing;
 pub mod state;
@@ -40,6 +41,7 @@ macro_rules! services {
         pub struct Services {
             clock: Arc<dyn clock::Clock>,
             random: Arc<dyn random::Random>,
+            script: Option<Arc<script::Script>>,
             $($name: Arc<$service>,)+
         }
 
@@ -50,6 +52,7 @@ macro_rules! services {
                 Self {
                     clock: Arc::new(clock::SystemClock::new()),
                     random: Arc::new(random::SystemRandom),
+                    script: None,
                     $($name: Arc::new(Service::configure(config, dirs)),)+
                 }
             }
@@ -60,6 +63,7 @@ macro_rules! services {
                 Self {
                     clock: Arc::new(clock::SystemClock::new()),
                     random: Arc::new(random::SystemRandom),
+                    script: None,
                     $($name: Arc::new(Service::in_memory(config, dirs)),)+
                 }
             }
@@ -110,6 +114,17 @@ impl Services {
     #[must_use]
     pub fn with_random(self, random: Arc<dyn random::Random>) -> Self {
         Self { random, ..self }
+    }
+
+    /// The same with scripted answers and a record of the calls, for `hookrun test`.
+    #[must_use]
+    pub fn with_script(self, script: Arc<script::Script>) -> Self {
+        Self { script: Some(script), ..self }
+    }
+
+    /// The scripted answers of a test.
+    pub fn script(&self) -> Option<&Arc<script::Script>> {
+        self.script.as_ref()
     }
 
     /// Replaces the object stores.

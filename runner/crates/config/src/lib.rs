@@ -108,6 +108,15 @@ impl Config {
         Ok(config)
     }
 
+    /// Replaces the file and the lines of messages by those of a text in which the tables of
+    /// `plugin` stand at the top, such as a scenario of `hookrun test`.
+    #[must_use]
+    pub fn located_in(mut self, path: &Path, text: &str, plugin: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self.lines = Lines::moved(text, &["config", "grant", "limits"], &["plugins", plugin]);
+        self
+    }
+
     /// Runs the checks that need more than one value, in the order of the file's elements.
     fn check(&mut self) -> Result<(), KeyError> {
         self.worker.check().map_err(|error| error.below(&["worker"]))?;

@@ -14,6 +14,18 @@ impl Lines {
         (1..=keys.len()).rev().find_map(|length| self.at(keys.get(..length)?))
     }
 
+    /// Returns the lines of a text whose tables `inner` stand for those below `outer`.
+    pub(super) fn moved(text: &str, inner: &[&str], outer: &[&str]) -> Self {
+        let Self(lines) = Self::read(text);
+        let moved = lines.into_iter().map(|(mut keys, line)| {
+            if keys.first().is_some_and(|first| inner.contains(&first.as_str())) {
+                keys.splice(0..0, outer.iter().map(|key| (*key).to_owned()));
+            }
+            (keys, line)
+        });
+        Self(moved.collect())
+    }
+
     /// Returns the line of a key that is in the file.
     pub(super) fn at(&self, keys: &[&str]) -> Option<usize> {
         let path: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();

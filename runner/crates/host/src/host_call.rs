@@ -94,6 +94,7 @@ use super::bindings::hookrun::host::types::Error;
 use super::limits::{Allocations, CallName, LimitReached};
 use super::output::GuestOutput;
 use super::run_clock::RunClock;
+use hookrun_capability::script::{Called, SLOW, Scripted};
 use hookrun_capability::state::Transaction;
 use hookrun_capability::{CapabilityError, ErrorKind, EventScope, PluginContext, RunLog, Services};
 use hookrun_config::{Limit, Plugin};
@@ -126,6 +127,8 @@ pub struct RunState {
     /// refused because of one.
     refused: Option<String>,
     progress: bool,
+    /// The arguments of the call that is made next, as text for the record of a test.
+    arguments: String,
 }
 
 /// Number of WASI handles for each of [`Limit::Handles`]. A pollable takes two, and the standard
@@ -170,6 +173,23 @@ impl RunState {
             reached: None,
             refused: None,
             progress: false,
+            arguments: String::new(),
+        }
+    }
+
+    /// Keeps the arguments of the host call that follows, if a test records them.
+    pub fn trace(&mut self, arguments: &[&dyn WireSize]) {
+        if self.services.script().is_some() {
+            self.arguments = wire_size::wave_arguments(arguments);
+        }
+    }
+
+    /// Keeps a host call for a test that records them.
+    fn keep(&self, call: &HostCall<'_>, arguments: String, result: String) {
+        if let Some(script) = self.services.script()
+            && call.is_of_hookrun()
+        {
+            script.keep(Called { call: call.name().to_string(), arguments, result });
         }
     }
 
@@ -273,16 +293,39 @@ impl RunState {
         R: WireSize + Send,
         F: for<'r> FnOnce(CallContext<'r>) -> BoxFuture<'r, Result<R, CapabilityError>> + Send,
     {
+        let arguments = std::mem::take(&mut self.arguments);
         if let Some(refused) = self.enter(&call)? {
+            let error: std::result::Result<(), _> = Err(self.explain(&refused));
+            self.keep(&call, arguments, wire_size::wave_result(&error));
             return Ok(Err(refused));
         }
         let entered = Instant::now();
         let waiting = call.waiting.then(|| self.clock.wait());
         let deadline = self.clock.deadline();
-        let Ok(result) = tokio::time::timeout_at(deadline.at, work(self.context())).await else {
-            return Err(self.stop_in(call, deadline.limit, None));
+        let script = self.services.script().filter(|_| call.is_of_hookrun());
+        let scripted = script.and_then(|it| it.host_call(&call.name().to_string(), &arguments));
+        let error = scripted.as_ref().and_then(|it| it.error(&call.name().to_string()));
+        let mut result = match error {
+            Some(error) => Err(error),
+            None => {
+                if scripted == Some(Scripted::Slow) {
+                    tokio::time::sleep(SLOW).await;
+                }
+                match tokio::time::timeout_at(deadline.at, work(self.context())).await {
+                    Ok(result) => result,
+                    Err(_) => return Err(self.stop_in(call, deadline.limit, None)),
+                }
+            }
         };
+        if scripted == Some(Scripted::Garbage)
+            && let Ok(value) = &mut result
+        {
+            value.garble();
+        }
         drop(waiting);
+        if self.services.script().is_some() {
+            self.keep(&call, arguments, wire_size::wave_result(&result));
+        }
         match &result {
             Ok(_) => self.progress |= call.lasting,
             Err(error) if error.kind == ErrorKind::Refused => {

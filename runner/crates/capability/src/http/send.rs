@@ -24,6 +24,7 @@ use super::body::{About, Metered, WaitLimit, header_bytes};
 use super::problem::{HttpProblem, response_error};
 use super::resolve::{self, Unreachable};
 use super::{Client, tls};
+use crate::script::Script;
 use hookrun_config::http::{HttpTarget, Scheme};
 use hookrun_config::{HttpGrant, Limit};
 
@@ -53,6 +54,8 @@ pub struct Exchange {
     pub path_and_query: String,
     pub headers: HeaderMap,
     pub options: RequestOptions,
+    /// The scripted answers of a test.
+    pub script: Option<Arc<Script>>,
     /// One of the run's places for concurrent requests. `None` if all are taken.
     pub slot: Option<OwnedSemaphorePermit>,
 }
@@ -86,10 +89,7 @@ impl Exchange {
         let body = body.unwrap_or_else(empty);
         let (body, failed) = Metered::request(body, self.about.clone());
         if self.client.is_canned() {
-            return self
-                .client
-                .canned(&self.target, &self.path_and_query, body, &failed, &self.about)
-                .await;
+            return self.client.canned(&self, body, &failed).await;
         }
         let body = self.completed(body, &failed).await?;
         let stream = self.connect().await?;

@@ -112,7 +112,9 @@ impl Mailer {
     /// Creates a mailer that checks and composes messages as usual but keeps them in memory, for
     /// `hookrun test`.
     pub fn capturing(config: &Config, dirs: &Dirs) -> Self {
-        Self { captured: Some(Mutex::default()), ..Self::new(config, dirs) }
+        // A name that does not depend on the machine: it is part of Message-IDs.
+        let host = "builder.example.org".to_owned();
+        Self { captured: Some(Mutex::default()), host, ..Self::new(config, dirs) }
     }
 
     /// Returns the messages that a capturing mailer has recorded, in order.

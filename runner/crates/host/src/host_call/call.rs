@@ -46,6 +46,11 @@ impl<'a> HostCall<'a> {
         Self::new(Need::Wasi(interface), function, 0)
     }
 
+    /// Returns whether it is a call of `hookrun:host`, and not of WASI.
+    pub(super) fn is_of_hookrun(&self) -> bool {
+        !matches!(self.need, Need::Wasi(_) | Need::Http(_))
+    }
+
     pub(super) fn sending(self, sent: u64) -> Self {
         Self { sent, ..self }
     }

@@ -228,6 +228,7 @@ fn exchange(
         path_and_query,
         headers,
         options,
+        script: context.services().script().cloned(),
         slot,
     })
 }

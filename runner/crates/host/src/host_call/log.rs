@@ -2,6 +2,7 @@
 
 use wasmtime::Result;
 
+use super::wire_size::wave_record;
 use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::log::{Field, Host, Level};
 use hookrun_capability::grants::Need;
@@ -11,10 +12,15 @@ impl WireSize for Field {
     fn wire_size(&self) -> u64 {
         self.key.wire_size() + self.value.wire_size()
     }
+
+    fn wave(&self, text: &mut String) {
+        wave_record(text, &[("key", &self.key), ("value", &self.value)]);
+    }
 }
 
 impl Host for RunState {
     async fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> Result<()> {
+        self.trace(&[&message, &fields]);
         let sent = message.wire_size() + fields.wire_size();
         let call = HostCall::new(Need::Nothing("log"), "write", sent).items(fields.len());
         let level = match level {

@@ -2,6 +2,7 @@
 
 use wasmtime::Result;
 
+use super::wire_size::wave_record;
 use super::{HostCall, RunState, WireSize};
 use crate::bindings::hookrun::host::mail::{self, Error, Host};
 use hookrun_capability::grants::Need;
@@ -17,6 +18,7 @@ impl Host for RunState {
         recipients: Vec<String>,
         message: mail::Message,
     ) -> Result<Result<mail::Sent, Error>> {
+        self.trace(&[&transport, &recipients, &message]);
         let sent = transport.wire_size() + recipients.wire_size() + message.wire_size();
         let name = transport.clone();
         let call = HostCall::new(Need::Named(Capability::Mail, &transport), "send", sent)
@@ -63,6 +65,19 @@ impl WireSize for mail::Message {
             + identity.wire_size()
             + in_reply_to.wire_size()
     }
+
+    fn wave(&self, text: &mut String) {
+        let Self { subject, text: plain, html, headers, identity, in_reply_to } = self;
+        let fields: [(&str, &dyn WireSize); 6] = [
+            ("subject", subject),
+            ("text", plain),
+            ("html", html),
+            ("headers", headers),
+            ("identity", identity),
+            ("in-reply-to", in_reply_to),
+        ];
+        wave_record(text, &fields);
+    }
 }
 
 impl WireSize for mail::Sent {
@@ -70,12 +85,25 @@ impl WireSize for mail::Sent {
         let Self { message_id, refused } = self;
         message_id.wire_size() + refused.wire_size()
     }
+
+    fn wave(&self, text: &mut String) {
+        let Self { message_id, refused } = self;
+        wave_record(text, &[("message-id", message_id), ("refused", refused)]);
+    }
 }
 
 impl WireSize for mail::Refusal {
     fn wire_size(&self) -> u64 {
         let Self { recipient, transient: _, reason } = self;
         recipient.wire_size() + reason.wire_size()
+    }
+
+    fn wave(&self, text: &mut String) {
+        let Self { recipient, transient, reason } = self;
+        wave_record(
+            text,
+            &[("recipient", recipient), ("transient", transient), ("reason", reason)],
+        );
     }
 }
 

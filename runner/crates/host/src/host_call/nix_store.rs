@@ -25,6 +25,7 @@ impl Host for RunState {
         &mut self,
         paths: Vec<String>,
     ) -> Result<Result<Vec<Option<PathInfo>>, Error>> {
+        self.trace(&[&paths]);
         let call =
             HostCall::new(Need::Granted(Capability::NixStore), "path-infos", paths.wire_size())
                 .items(paths.len());
@@ -48,6 +49,7 @@ impl Host for RunState {
     }
 
     async fn closure(&mut self, paths: Vec<String>) -> Result<Result<Vec<String>, Error>> {
+        self.trace(&[&paths]);
         let call = HostCall::new(Need::Granted(Capability::NixStore), "closure", paths.wire_size())
             .items(paths.len());
         self.call(call, |context| {
@@ -61,6 +63,7 @@ impl Host for RunState {
     }
 
     async fn read_derivation(&mut self, path: String) -> Result<Result<Derivation, Error>> {
+        self.trace(&[&path]);
         let call =
             HostCall::new(Need::Granted(Capability::NixStore), "read-derivation", path.wire_size());
         self.call(call, |context| {
@@ -90,6 +93,7 @@ impl Host for RunState {
         path: String,
         relative: String,
     ) -> Result<Result<Vec<Entry>, Error>> {
+        self.trace(&[&path, &relative]);
         let call = HostCall::new(
             Need::Granted(Capability::NixStore),
             "list-directory",
@@ -118,6 +122,7 @@ impl Host for RunState {
         offset: u64,
         length: u32,
     ) -> Result<Result<Vec<u8>, Error>> {
+        self.trace(&[&path, &relative, &offset, &length]);
         let call = HostCall::new(
             Need::Granted(Capability::NixStore),
             "read-file",
@@ -136,6 +141,7 @@ impl Host for RunState {
     }
 
     async fn open_nar(&mut self, path: String) -> Result<Result<Resource<Nar>, Error>> {
+        self.trace(&[&path]);
         let call = HostCall::new(Need::Granted(Capability::NixStore), "open-nar", path.wire_size());
         self.call(call, |mut context| {
             let reach = Arc::new(reach(&context));

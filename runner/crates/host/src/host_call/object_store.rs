@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
+use super::wire_size::wave_record;
 use super::{HostCall, RunState, WireSize, wit_error};
 use crate::bindings::hookrun::host::object_store::{Error, Host, Object, StoredNar, StoredNars};
 use hookrun_capability::CapabilityError;
@@ -23,6 +24,7 @@ impl Host for RunState {
         store: String,
         keys: Vec<String>,
     ) -> Result<Result<Vec<bool>, Error>> {
+        self.trace(&[&store, &keys]);
         let name = store.clone();
         let call = HostCall::new(
             Need::Named(Capability::ObjectStore, &name),
@@ -43,6 +45,7 @@ impl Host for RunState {
         key: String,
         max_length: u64,
     ) -> Result<Result<Option<Vec<u8>>, Error>> {
+        self.trace(&[&store, &key, &max_length]);
         let name = store.clone();
         let call = HostCall::new(
             Need::Named(Capability::ObjectStore, &name),
@@ -67,6 +70,7 @@ impl Host for RunState {
         content_type: String,
         body: Vec<u8>,
     ) -> Result<Result<(), Error>> {
+        self.trace(&[&store, &key, &content_type, &body]);
         let name = store.clone();
         let sent =
             store.wire_size() + key.wire_size() + content_type.wire_size() + body.wire_size();
@@ -82,6 +86,7 @@ impl Host for RunState {
     }
 
     async fn put_all(&mut self, store: String, objects: Vec<Object>) -> Result<Result<(), Error>> {
+        self.trace(&[&store, &objects]);
         let name = store.clone();
         let sent = store.wire_size() + objects.wire_size();
         let call = HostCall::new(Need::Named(Capability::ObjectStore, &name), "put-all", sent)
@@ -108,6 +113,7 @@ impl Host for RunState {
         level: Option<i32>,
         nar: Resource<Nar>,
     ) -> Result<Result<StoredNar, Error>> {
+        self.trace(&[&store, &key, &compression, &level, &nar]);
         let name = store.clone();
         let sent = store.wire_size() + key.wire_size() + compression.wire_size();
         let call = HostCall::new(Need::Named(Capability::ObjectStore, &name), "put-nar", sent)
@@ -135,6 +141,7 @@ impl Host for RunState {
         level: Option<i32>,
         paths: Vec<String>,
     ) -> Result<Result<StoredNars, Error>> {
+        self.trace(&[&store, &directory, &compression, &level, &paths]);
         let name = store.clone();
         let sent =
             store.wire_size() + directory.wire_size() + compression.wire_size() + paths.wire_size();
@@ -199,6 +206,7 @@ impl Host for RunState {
         prefix: String,
         max: u32,
     ) -> Result<Result<Vec<String>, Error>> {
+        self.trace(&[&store, &prefix, &max]);
         let name = store.clone();
         let call = HostCall::new(
             Need::Named(Capability::ObjectStore, &name),
@@ -240,5 +248,10 @@ impl WireSize for Object {
     fn wire_size(&self) -> u64 {
         let Self { key, content_type, body } = self;
         key.wire_size() + content_type.wire_size() + body.wire_size()
+    }
+
+    fn wave(&self, text: &mut String) {
+        let Self { key, content_type, body } = self;
+        wave_record(text, &[("key", key), ("content-type", content_type), ("body", body)]);
     }
 }

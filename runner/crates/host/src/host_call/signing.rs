@@ -10,6 +10,7 @@ use hookrun_config::Capability;
 
 impl Host for RunState {
     async fn keys(&mut self) -> Result<Result<Vec<String>, Error>> {
+        self.trace(&[]);
         let call = HostCall::new(Need::Wanted(Capability::Signing), "keys", 0);
         self.call(call, |context| {
             Box::pin(async move { Ok(context.plugin().effective.signing.clone()) })
@@ -18,6 +19,7 @@ impl Host for RunState {
     }
 
     async fn sign_path(&mut self, key: String, path: String) -> Result<Result<String, Error>> {
+        self.trace(&[&key, &path]);
         let name = key.clone();
         let call = HostCall::new(
             Need::Named(Capability::Signing, &name),
@@ -42,6 +44,7 @@ impl Host for RunState {
         key: String,
         paths: Vec<String>,
     ) -> Result<Result<Vec<String>, Error>> {
+        self.trace(&[&key, &paths]);
         let name = key.clone();
         let sent = key.wire_size() + paths.wire_size();
         let call = HostCall::new(Need::Named(Capability::Signing, &name), "sign-paths", sent)
@@ -67,6 +70,7 @@ impl Host for RunState {
     }
 
     async fn public_key(&mut self, key: String) -> Result<Result<String, Error>> {
+        self.trace(&[&key]);
         let name = key.clone();
         let call =
             HostCall::new(Need::Named(Capability::Signing, &name), "public-key", key.wire_size());

@@ -7,6 +7,7 @@ use hookrun_config::Capability;
 
 impl Host for RunState {
     async fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, Error>> {
+        self.trace(&[&key]);
         let call = HostCall::new(Need::Granted(Capability::State), "get", key.wire_size());
         self.call(call, |mut context| {
             Box::pin(async move {
@@ -18,6 +19,7 @@ impl Host for RunState {
     }
 
     async fn set(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<Result<(), Error>> {
+        self.trace(&[&key, &value]);
         let call = HostCall::new(
             Need::Granted(Capability::State),
             "set",
@@ -33,6 +35,7 @@ impl Host for RunState {
     }
 
     async fn delete(&mut self, key: String) -> wasmtime::Result<Result<(), Error>> {
+        self.trace(&[&key]);
         let call = HostCall::new(Need::Granted(Capability::State), "delete", key.wire_size());
         self.call(call, |mut context| {
             Box::pin(async move {
@@ -44,6 +47,7 @@ impl Host for RunState {
     }
 
     async fn keys(&mut self, prefix: String) -> wasmtime::Result<Result<Vec<String>, Error>> {
+        self.trace(&[&prefix]);
         let call = HostCall::new(Need::Granted(Capability::State), "keys", prefix.wire_size());
         self.call(call, |mut context| Box::pin(async move { context.state().keys(&prefix).await }))
             .await
