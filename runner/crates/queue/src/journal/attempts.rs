@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::state::Stored;
-use super::{Journal, JournalError, query, sql_count, sql_time};
+use super::{Journal, JournalError, columns, sql_count, sql_time};
 use crate::retry::Next;
 use hookrun_nix::event::Event;
 use hookrun_nix::outcome::RunReport;
@@ -265,11 +265,11 @@ impl Journal {
             let mut rows = statement.query(params![plugin, sql_time(now_ms), sql_count(limit)])?;
             let (mut tasks, mut unreadable, mut bytes) = (Vec::new(), Vec::new(), 0);
             while let Some(row) = rows.next()? {
-                bytes += query::bytes(row, 0)?.len();
-                match query::event(row, 0, 1) {
+                bytes += columns::bytes(row, 0)?.len();
+                match columns::event(row, 0, 1) {
                     Ok(event) => tasks.push(Task { plugin: plugin.to_owned(), event }),
                     Err(reason) => {
-                        unreadable.push(Unreadable { event: query::text(row, 1)?, reason });
+                        unreadable.push(Unreadable { event: columns::text(row, 1)?, reason });
                     }
                 }
                 if bytes >= READ_AHEAD_BYTES {
@@ -295,7 +295,7 @@ impl Journal {
                  SELECT plugin FROM waiting WHERE EXISTS
                      (SELECT 1 FROM tasks WHERE state = 'pending' AND plugin = waiting.plugin AND not_before_ms <= ?1)",
             )?;
-            let rows = statement.query_map([sql_time(now_ms)], |row| query::text(row, 0))?;
+            let rows = statement.query_map([sql_time(now_ms)], |row| columns::text(row, 0))?;
             rows.collect()
         })
     }
@@ -308,7 +308,7 @@ impl Journal {
         self.read(|connection| {
             let mut statement = connection
                 .prepare_cached("SELECT min(not_before_ms) FROM tasks WHERE state IN ('pending', 'refused') AND not_before_ms > ?1")?;
-            statement.query_row([sql_time(now_ms)], |row| query::time(row, 0))
+            statement.query_row([sql_time(now_ms)], |row| columns::time(row, 0))
         })
     }
 
@@ -399,8 +399,8 @@ fn begin_one(
              WHERE event = ?1 AND plugin = ?2 AND state = 'pending' AND not_before_ms <= ?3 RETURNING attempts, age_ms, last_ms",
         )?
         .query_row(params![task.event.id, task.plugin, sql_time(now_ms)], |row| {
-            let (number, age_ms) = (query::number(row, 0)?, query::count(row, 1)?);
-            Ok(StartedAttempt { number, age_ms, last_ms: query::time(row, 2)? })
+            let (number, age_ms) = (columns::number(row, 0)?, columns::count(row, 1)?);
+            Ok(StartedAttempt { number, age_ms, last_ms: columns::time(row, 2)? })
         })
         .optional()
 }

@@ -3,7 +3,7 @@
 
 use rusqlite::params;
 
-use super::{Journal, JournalError, query, sql_time};
+use super::{Journal, JournalError, columns, sql_time};
 
 /// An open breaker, as the journal stores it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -33,11 +33,11 @@ impl Journal {
             )?;
             let rows = statement.query_map([], |row| {
                 Ok(OpenBreaker {
-                    plugin: query::text(row, 0)?,
-                    since_ms: query::count(row, 1)?,
-                    until_ms: query::count(row, 2)?,
-                    trips: query::number(row, 3)?,
-                    message: query::text(row, 4)?,
+                    plugin: columns::text(row, 0)?,
+                    since_ms: columns::count(row, 1)?,
+                    until_ms: columns::count(row, 2)?,
+                    trips: columns::number(row, 3)?,
+                    message: columns::text(row, 4)?,
                 })
             })?;
             rows.collect()

@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use serde::Serialize as _;
 
-use super::{Journal, JournalError, query, sql_count, sql_time};
+use super::{Journal, JournalError, columns, sql_count, sql_time};
 use hookrun_nix::event::{Event, HookEvent};
 
 /// An event to take.
@@ -85,8 +85,9 @@ impl Journal {
             let mut statement = connection.prepare_cached(
                 "SELECT body FROM events WHERE unwanted = 1 AND id > ?1 ORDER BY id LIMIT ?2",
             )?;
-            let rows = statement
-                .query_map(params![after, sql_count(limit)], |row| Ok(query::json(row, 0).ok()))?;
+            let rows = statement.query_map(params![after, sql_count(limit)], |row| {
+                Ok(columns::json(row, 0).ok())
+            })?;
             rows.filter_map(Result::transpose).collect()
         })
     }
@@ -124,7 +125,7 @@ impl Journal {
         self.read(|connection| {
             connection
                 .prepare_cached("SELECT value FROM notes WHERE name = ?1")?
-                .query_row([name], |row| query::text(row, 0))
+                .query_row([name], |row| columns::text(row, 0))
                 .optional()
         })
     }
@@ -157,8 +158,8 @@ impl Journal {
                 )?
                 .query_row([uid], |row| {
                     Ok(Share {
-                        events: super::query::count(row, 0)?,
-                        bytes: super::query::count(row, 1)?,
+                        events: super::columns::count(row, 0)?,
+                        bytes: super::columns::count(row, 1)?,
                     })
                 })
         })

@@ -8,10 +8,13 @@
 //!
 //! [`open`](Journal::open) creates, migrates and checks the database. [`take`](Journal::take) adds
 //! events. [`step`](Journal::step) begins and ends tasks. Each file of this module contains one of
-//! these steps; `query` is for the commands, and `operator` for the changes of `hookrun queue`.
+//! these steps; `query` and `attempt_log` are for the commands, and `operator` for the changes of
+//! `hookrun queue`.
 
+mod attempt_log;
 mod attempts;
 mod breakers;
+mod columns;
 mod ingest;
 mod open;
 mod operator;
@@ -24,14 +27,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+pub use attempt_log::{AttemptRow, EndedAs, LogFilter, PluginRecord};
 pub use attempts::{Attempt, DueOrder, EndedAttempt, StartedAttempt, Task, Unreadable};
 pub use breakers::OpenBreaker;
 pub use ingest::{Incoming, IngestResult, NewTask, Share};
 pub use open::Damage;
 pub use operator::TaskSelection;
-pub use query::{
-    AttemptRow, EndedAs, EventRef, FileId, LogFilter, PluginCounts, PluginRecord, TaskRow, file_id,
-};
+pub use query::{EventRef, FileId, PluginCounts, TaskRow, file_id};
 pub use roots::Roots;
 pub use state::TaskState;
 
@@ -149,13 +151,13 @@ impl Journal {
                 [sql_time(now_ms)],
                 |row| {
                     Ok(Open {
-                        due: query::count(row, 0)?,
-                        waiting: query::count(row, 1)?,
-                        running: query::count(row, 2)?,
-                        refused: query::count(row, 3)?,
-                        next_ms: query::time(row, 4)?,
-                        dead: query::count(row, 5)?,
-                        lost: query::count(row, 6)?,
+                        due: columns::count(row, 0)?,
+                        waiting: columns::count(row, 1)?,
+                        running: columns::count(row, 2)?,
+                        refused: columns::count(row, 3)?,
+                        next_ms: columns::time(row, 4)?,
+                        dead: columns::count(row, 5)?,
+                        lost: columns::count(row, 6)?,
                     })
                 },
             )

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, query};
+use super::{BUSY_TIMEOUT, FILE, Journal, JournalError, MIGRATIONS, columns};
 use hookrun_nix::dirs::Dirs;
 use hookrun_nix::event::Event;
 use hookrun_nix::layout;
@@ -180,7 +180,7 @@ fn salvage(connection: &Connection) -> Vec<Event> {
         let Ok(mut rows) = statement.query([]) else { continue };
         while let Ok(Some(row)) = rows.next() {
             // An event that cannot be read does not affect others.
-            if let Ok(event) = query::json::<Event>(row, 0) {
+            if let Ok(event) = columns::json::<Event>(row, 0) {
                 found.insert(event.id.clone(), event);
             }
         }

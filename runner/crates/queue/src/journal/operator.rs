@@ -7,7 +7,7 @@ use rusqlite::params;
 
 use super::attempts::{end_event, unblock};
 use super::query::TaskRow;
-use super::{Journal, JournalError, TaskState, query, sql_count, sql_time};
+use super::{Journal, JournalError, TaskState, columns, sql_count, sql_time};
 use hookrun_nix::event::Event;
 
 /// Selects tasks. All conditions that are set must hold.
@@ -106,7 +106,7 @@ impl Journal {
         self.read(|connection| {
             let mut rows = connection.prepare("SELECT body FROM events WHERE id = ?1")?;
             let mut rows = rows.query([id])?;
-            Ok(rows.next()?.and_then(|row| query::json(row, 0).ok()))
+            Ok(rows.next()?.and_then(|row| columns::json(row, 0).ok()))
         })
     }
 }

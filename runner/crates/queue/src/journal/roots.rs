@@ -3,7 +3,7 @@
 
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Journal, JournalError, query, sql_count, sql_time};
+use super::{Journal, JournalError, columns, sql_count, sql_time};
 use hookrun_nix::event::{Event, NixDirs};
 
 /// The sum of all roots.
@@ -31,8 +31,8 @@ impl Journal {
             let mut statement = connection.prepare_cached(
                 "SELECT body, id FROM events WHERE rooted > 0 AND nar_size IS NULL LIMIT ?1",
             )?;
-            let rows =
-                statement.query_map([sql_count(limit)], |row| Ok(query::event(row, 0, 1).ok()))?;
+            let rows = statement
+                .query_map([sql_count(limit)], |row| Ok(columns::event(row, 0, 1).ok()))?;
             rows.filter_map(Result::transpose).collect()
         })
     }
@@ -56,7 +56,7 @@ impl Journal {
                  WHERE taken_ms < ?1 OR size > ?2",
             )?;
             let rows = statement.query_map(params![sql_time(taken_before_ms), sql_time(max_size)], |row| {
-                Ok(query::json(row, 1).ok().map(|event| (row.get(0), event)))
+                Ok(columns::json(row, 1).ok().map(|event| (row.get(0), event)))
             })?;
             let readable = rows.filter_map(Result::transpose);
             readable.map(|row| row.and_then(|(too_old, event)| Ok((too_old?, event)))).collect()
@@ -71,7 +71,7 @@ impl Journal {
         self.read(|connection| {
             let mut statement = connection
                 .prepare_cached("SELECT DISTINCT CASE WHEN json_valid(body) THEN body ->> '$.nix' END FROM events WHERE rooted > 0")?;
-            let rows = statement.query_map([], |row| Ok(query::json(row, 0).ok()))?;
+            let rows = statement.query_map([], |row| Ok(columns::json(row, 0).ok()))?;
             rows.filter_map(Result::transpose).collect()
         })
     }
@@ -90,10 +90,10 @@ impl Journal {
                 [],
                 |row| {
                     Ok(Roots {
-                        count: query::count(row, 0)?,
-                        bytes: query::count(row, 1)?,
-                        dead_count: query::count(row, 2)?,
-                        dead_bytes: query::count(row, 3)?,
+                        count: columns::count(row, 0)?,
+                        bytes: columns::count(row, 1)?,
+                        dead_count: columns::count(row, 2)?,
+                        dead_bytes: columns::count(row, 3)?,
                     })
                 },
             )
