@@ -5,6 +5,7 @@
 //! [`crate::role`] recognises them before any argument parser runs.
 
 mod builders;
+mod cache;
 mod check;
 mod ci;
 mod compile;
@@ -111,6 +112,9 @@ enum Command {
     /// Inspect the machines that build for this one, and the policy that chooses between them
     #[command(subcommand)]
     Builders(builders::Command),
+    /// Look after a binary cache: verify, repair, collect garbage, pin, sign, copy
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Run a command with hooks, and wait for the tasks of its builds
     Ci(ci::Args),
     /// Queue valid paths that no hook reported
@@ -296,6 +300,7 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Log(args) => log::run(context, &args),
         Command::Queue(command) => queue::run(context, &command),
         Command::Builders(command) => builders::run(context, &command),
+        Command::Cache(command) => cache::run(context, &command),
         Command::Ci(args) => ci::run(context, &args),
         Command::Sync(args) => sync::run(context, &args),
         Command::CiHook(args) => Ok(ci::hook(&context.dirs, &args)),

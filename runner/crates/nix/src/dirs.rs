@@ -129,6 +129,11 @@ impl Dirs {
         self.state.join("uploads")
     }
 
+    /// Returns the directory of the progress of `hookrun cache verify`.
+    pub fn verifications(&self) -> PathBuf {
+        self.state.join("verifications")
+    }
+
     /// Returns the file that the worker locks.
     pub fn worker_lock(&self) -> PathBuf {
         self.state.join("worker.lock")

@@ -16,7 +16,7 @@ use super::bounded;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The settings that are kept.
-pub const KEPT: [&str; 15] = [
+pub const KEPT: [&str; 16] = [
     "build-hook",
     "build-poll-interval",
     "build-users-group",
@@ -31,6 +31,7 @@ pub const KEPT: [&str; 15] = [
     "store",
     "system",
     "system-features",
+    "trusted-public-keys",
     "trusted-users",
 ];
 

@@ -17,6 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 pub(super) use self::enqueue::{Options, PathSelection, SyncReport, enqueue};
 use self::named::named;
+pub(super) use self::named::{installable, store_path};
 use super::output::{self, Format, printable};
 use super::{CliError, Context, since};
 use hookrun_nix::event::NixDirs;

@@ -43,7 +43,7 @@ pub(super) fn named(arguments: &[OsString], nix: &NixDirs) -> Result<BTreeSet<St
 }
 
 /// Returns the store path to which a file system path leads; none if it is not one.
-fn store_path(argument: &OsStr, nix: &NixDirs) -> Option<String> {
+pub(in crate::cli) fn store_path(argument: &OsStr, nix: &NixDirs) -> Option<String> {
     let store = nix.store.to_string_lossy();
     let within = |path: &Path| {
         let first = path.strip_prefix(&nix.store).ok()?.components().next()?;
@@ -56,7 +56,7 @@ fn store_path(argument: &OsStr, nix: &NixDirs) -> Option<String> {
 }
 
 /// Asks Nix for the store paths of an installable.
-fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
+pub(in crate::cli) fn installable(argument: &OsStr) -> Result<Vec<String>, CliError> {
     let output = nix::command("nix")
         .args(["--extra-experimental-features", "nix-command flakes", "path-info"])
         .arg(argument)

@@ -205,6 +205,12 @@ impl Condemned {
         self.sweeps.get(id).copied()
     }
 
+    /// Takes over the announcements of another list that have not ended.
+    pub fn keep_sweeps_of(&mut self, other: &Self, now: u64) {
+        let running = other.sweeps.iter().filter(|(_, until)| **until > now);
+        self.sweeps.extend(running.map(|(id, until)| (id.clone(), *until)));
+    }
+
     /// Removes the announcement of the run `id`, and those that ended before `now`.
     pub fn end_sweep(&mut self, id: &str, now: u64) {
         self.sweeps.retain(|other, until| other != id && *until > now);

@@ -55,7 +55,7 @@ pub struct Listed {
 }
 
 /// A small object with what a conditional write needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Fetched {
     /// The contents.
     pub bytes: Vec<u8>,
@@ -63,7 +63,7 @@ pub struct Fetched {
     pub modified: u64,
     /// The `Content-Encoding`, if the service has one.
     pub encoding: Option<String>,
-    version: UpdateVersion,
+    version: Option<UpdateVersion>,
 }
 
 /// A large object that is read in pieces.
@@ -188,10 +188,10 @@ impl Bucket {
             .get(&Attribute::ContentEncoding)
             .map(|value| value.as_ref().to_owned());
         let modified = seconds(&object.meta);
-        let version = UpdateVersion {
+        let version = Some(UpdateVersion {
             e_tag: object.meta.e_tag.clone(),
             version: object.meta.version.clone(),
-        };
+        });
         let bytes = read(&self.open, key, object, most).await?;
         Ok(Some(Fetched { bytes, modified, encoding, version }))
     }
@@ -249,7 +249,7 @@ impl Bucket {
     ) -> Result<bool, CapabilityError> {
         let path = path(&self.open.name, key)?;
         let payload = PutPayload::from(new.clone());
-        let mode = PutMode::Update(old.version.clone());
+        let mode = old.version.clone().map_or(PutMode::Overwrite, PutMode::Update);
         let options = ObjectAttributes::content_type(content_type).put_options(&self.open, mode);
         match self.open.store.put_opts(&path, payload.clone(), options).await {
             Ok(_) => {}

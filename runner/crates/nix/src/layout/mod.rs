@@ -60,7 +60,7 @@ const STATE: Entry = directory("", Access::Pass);
 /// The spool, and each fallback directory.
 const SPOOL: Entry = directory("spool", Access::Add);
 /// All entries. Builder selection creates the contents of `builders` in the same way.
-const ENTRIES: [Entry; 18] = [
+const ENTRIES: [Entry; 19] = [
     STATE,
     SPOOL,
     directory("rejected", Access::Nothing),
@@ -68,6 +68,7 @@ const ENTRIES: [Entry; 18] = [
     directory("artifacts", Access::Nothing),
     directory("verdicts", Access::Nothing),
     directory("policy-state", Access::Nothing),
+    directory("verifications", Access::Nothing),
     directory("builders", Access::Nothing),
     directory("object-stores", Access::Pass),
     directory("mail", Access::Pass),
