@@ -90,6 +90,7 @@ pub fn wall(
         .map(|effective| services.sandbox_needs(effective, dirs))
         .fold(SandboxNeeds::default(), SandboxNeeds::and);
     wall.write.extend(needs.directories);
+    wall.read.extend(needs.reads);
     wall.network = !needs.ports.is_empty();
     if wall.network {
         wall.connect.extend(needs.ports);

@@ -22,6 +22,7 @@
 mod boundary;
 mod build_hook;
 mod config_file;
+pub mod http_store;
 mod journal;
 mod machine;
 mod need;

@@ -51,5 +51,6 @@ mod schemas;
 mod service;
 mod signals;
 mod ssh;
+mod stores;
 mod upload;
 mod wasi;

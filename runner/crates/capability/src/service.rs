@@ -61,6 +61,8 @@ impl ServiceFinding {
 pub struct SandboxNeeds {
     /// Directories in which it writes.
     pub directories: Vec<PathBuf>,
+    /// Files and directories that it reads again while it runs.
+    pub reads: Vec<PathBuf>,
     /// TCP ports that it connects to, on any machine.
     pub ports: Vec<u16>,
 }
@@ -68,18 +70,19 @@ pub struct SandboxNeeds {
 impl SandboxNeeds {
     /// Returns the need for one directory.
     pub fn directory(path: &Path) -> Self {
-        Self { directories: vec![path.to_owned()], ports: Vec::new() }
+        Self { directories: vec![path.to_owned()], ..Self::default() }
     }
 
     /// Returns the need for these ports.
     pub fn ports(ports: impl IntoIterator<Item = u16>) -> Self {
-        Self { directories: Vec::new(), ports: ports.into_iter().collect() }
+        Self { ports: ports.into_iter().collect(), ..Self::default() }
     }
 
     /// Returns the union of both needs.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.directories.extend(other.directories);
+        self.reads.extend(other.reads);
         self.ports.extend(other.ports);
         self
     }

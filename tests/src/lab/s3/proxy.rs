@@ -248,8 +248,9 @@ impl Proxy {
         }
         match (method.as_str(), upload, value("partNumber")) {
             ("PUT", Some(id), Some(number)) => {
-                let parts = &mut uploads.entry(id).or_default().parts;
-                parts.insert(number.parse().unwrap(), identity);
+                let upload = uploads.entry(id).or_default();
+                upload.key = key;
+                upload.parts.insert(number.parse().unwrap(), identity);
             }
             ("PUT", None, _) => self.writes.lock().unwrap().push(Write { key, identity }),
             ("POST", None, _) if query.split('&').any(|name| name.starts_with("uploads")) => {

@@ -91,7 +91,7 @@ pub(super) fn explain(open: &Open, verb: &str, key: &str, error: &Error) -> Capa
         .map_or_else(String::new, |text| text.split_whitespace().collect::<Vec<_>>().join(" "));
     if let Some(tls) = chain(error).find_map(|error| error.downcast_ref::<rustls::Error>()) {
         return CapabilityError::refused(format!(
-            "{subject}: no secure connection ({tls}); see that the server's certificate is valid and of an authority that this machine trusts, and that `url` and `endpoint` name its TLS port"
+            "{subject}: no secure connection ({tls}); see that the server's certificate is valid and of an authority that this machine trusts (or write `ca-file` under [object-stores.{name}]), and that `url` and `endpoint` name its TLS port"
         ));
     }
     if let Some(http) = chain(error).find_map(|error| error.downcast_ref::<HttpError>()) {

@@ -56,13 +56,23 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Record {
     path: PathBuf,
+    stays: bool,
     _locked: File,
+}
+
+impl Record {
+    /// Leaves the record for the next process: the upload could not be aborted.
+    pub(super) fn leave(mut self) {
+        self.stays = true;
+    }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        // One that stays is found, and aborted in vain, by the next process.
-        let _removed = std::fs::remove_file(&self.path);
+        if !self.stays {
+            // One that stays is found, and aborted in vain, by the next process.
+            let _removed = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -94,7 +104,7 @@ impl HalfDone {
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             let text = serde_json::to_vec(entry)?;
-            let record = Record { path, _locked: file.try_clone()? };
+            let record = Record { path, stays: false, _locked: file.try_clone()? };
             file.write_all(&text)?;
             file.sync_all()?;
             Ok(record)

@@ -20,6 +20,7 @@ mod present;
 mod profile;
 mod put_nar;
 mod requests;
+mod role;
 mod s3;
 mod signed;
 mod stored;

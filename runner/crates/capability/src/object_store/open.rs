@@ -25,7 +25,7 @@ use super::connector::{self, BoundedConnector};
 use super::http_put::HttpPut;
 use super::once::{Condition, Conditions};
 use super::pace::Pace;
-use super::s3::{Fetched, one_line, s3};
+use super::s3::{S3, one_line, renewal_needs, s3};
 use super::signed::Signed;
 use super::tls::Tls;
 use crate::{CapabilityError, SandboxNeeds};
@@ -199,11 +199,11 @@ pub(super) fn open(
         }
         "memory" => (Arc::new(InMemory::new()), url.path()),
         "s3" => {
-            let (builder, endpoint) = s3(name, &url, settings)?;
-            let builder = builder.with_http_connector(connector());
-            let from = Arc::clone(builder.clone().build().map_err(build)?.credentials());
-            let fetched = Fetched { store: name.to_owned(), from };
-            let s3 = Arc::new(builder.with_credentials(Arc::new(fetched)).build().map_err(build)?);
+            let mut s3 = s3(name, &url, settings)?;
+            s3.builder = s3.builder.with_http_connector(connector());
+            let credentials = s3.credentials(name, &connector()).map_err(build)?;
+            let S3 { builder, endpoint, .. } = s3;
+            let s3 = Arc::new(builder.with_credentials(credentials).build().map_err(build)?);
             if let Some(endpoint) = &endpoint {
                 place = format!("{place} at {endpoint}");
             }
@@ -341,7 +341,9 @@ pub(super) fn sandbox_needs(settings: &config::ObjectStore, default: &Path) -> S
                 .unwrap_or(HTTPS)]);
             // A role's credentials come from Amazon's token service or from the machine's metadata.
             if credentials.access_key_id_file.is_none() && !credentials.anonymous {
-                reach.ports.extend([HTTP, HTTPS]);
+                let (files, ports) = renewal_needs();
+                reach.reads.extend(files);
+                reach.ports.extend(ports.into_iter().chain([HTTP, HTTPS]));
             }
             reach
         }

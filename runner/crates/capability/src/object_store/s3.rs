@@ -7,11 +7,14 @@ use ::object_store::CredentialProvider;
 use ::object_store::aws::{
     AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider,
 };
+use ::object_store::client::HttpConnector as _;
 use async_trait::async_trait;
 use url::Url;
 
+use super::connector::BoundedConnector;
 use super::open::{client, retry};
-use super::profile;
+use super::profile::{self, Source};
+use super::role::{AssumeRole, Role};
 use crate::CapabilityError;
 use hookrun_config as config;
 
@@ -63,12 +66,12 @@ impl CredentialProvider for Fetched {
     }
 }
 
-/// The builder of the client, and the endpoint if one is named.
+/// The client that the settings and the environment describe.
 pub(super) fn s3(
     name: &str,
     url: &Url,
     settings: &config::ObjectStore,
-) -> Result<(AmazonS3Builder, Option<String>), CapabilityError> {
+) -> Result<S3, CapabilityError> {
     let wrong = |what: &str| {
         CapabilityError::refused(format!(
             "object store `{name}`: {what} under [object-stores.{name}]"
@@ -102,6 +105,7 @@ pub(super) fn s3(
         .or_else(|| profile.as_ref().and_then(|profile| profile.region.clone()))
         .unwrap_or_else(|| DEFAULT_REGION.to_owned());
     let endpoint = endpoint.clone().or_else(|| environment(AmazonS3ConfigKey::Endpoint));
+    let mut roles = Vec::new();
     let mut builder = match (access_key_id_file, secret_access_key_file) {
         (Some(id), Some(secret)) => {
             let builder = AmazonS3Builder::new()
@@ -119,10 +123,9 @@ pub(super) fn s3(
         }
         (None, None) => match profile {
             Some(profile) => {
-                let builder = AmazonS3Builder::new()
-                    .with_access_key_id(profile.key_id)
-                    .with_secret_access_key(profile.secret);
-                profile.token.into_iter().fold(builder, AmazonS3Builder::with_token)
+                let (builder, assumed) = of_source(profile.source, &from_environment);
+                roles = assumed;
+                builder
             }
             None => from_environment.clone().with_skip_signature(*anonymous),
         },
@@ -135,7 +138,7 @@ pub(super) fn s3(
     };
     let path_style = path_style.unwrap_or(endpoint.is_some());
     builder = builder
-        .with_region(region)
+        .with_region(region.clone())
         .with_bucket_name(bucket)
         .with_virtual_hosted_style_request(!path_style);
     let mut options = client();
@@ -153,7 +156,98 @@ pub(super) fn s3(
         }
         builder = builder.with_endpoint(parsed.as_str().trim_end_matches('/'));
     }
-    Ok((builder.with_retry(retry()).with_client_options(options), endpoint))
+    let builder = builder.with_retry(retry()).with_client_options(options);
+    Ok(S3 { builder, endpoint, region, roles })
+}
+
+/// A client for S3 that is not built yet.
+pub(super) struct S3 {
+    pub builder: AmazonS3Builder,
+    /// The endpoint, if one is named.
+    pub endpoint: Option<String>,
+    pub region: String,
+    /// The roles to assume with the credentials of the builder, one after the other.
+    roles: Vec<Role>,
+}
+
+impl S3 {
+    /// The source of the credentials that requests are signed with. `store`: the name for messages.
+    pub(super) fn credentials(
+        &self,
+        store: &str,
+        connector: &BoundedConnector,
+    ) -> ::object_store::Result<AwsCredentialProvider> {
+        let mut from = Arc::clone(self.builder.clone().build()?.credentials());
+        let endpoint =
+            sts_endpoint().unwrap_or_else(|| format!("https://sts.{}.amazonaws.com", self.region));
+        for role in &self.roles {
+            let options = client().with_allow_http(endpoint.starts_with("http://"));
+            from = Arc::new(AssumeRole {
+                role: role.clone(),
+                from,
+                region: self.region.clone(),
+                endpoint: endpoint.clone(),
+                http: connector.connect(&options)?,
+                cached: tokio::sync::Mutex::default(),
+            });
+        }
+        Ok(Arc::new(Fetched { store: store.to_owned(), from }))
+    }
+}
+
+/// A builder with the first credentials of a profile, and the roles to assume with them.
+fn of_source(source: Source, ambient: &AmazonS3Builder) -> (AmazonS3Builder, Vec<Role>) {
+    match source {
+        Source::Keys { key_id, secret, token } => {
+            let builder =
+                AmazonS3Builder::new().with_access_key_id(key_id).with_secret_access_key(secret);
+            (token.into_iter().fold(builder, AmazonS3Builder::with_token), Vec::new())
+        }
+        Source::Ambient => (ambient.clone(), Vec::new()),
+        Source::WebIdentity { role, token_file, session } => {
+            use AmazonS3ConfigKey as Name;
+            let mut builder = AmazonS3Builder::new()
+                .with_config(Name::WebIdentityTokenFile, token_file)
+                .with_config(Name::RoleArn, role);
+            if let Some(session) = session {
+                builder = builder.with_config(Name::RoleSessionName, session);
+            }
+            if let Some(endpoint) = sts_endpoint() {
+                builder = builder.with_config(Name::StsEndpoint, endpoint);
+            }
+            (builder, Vec::new())
+        }
+        Source::Role { role, from } => {
+            let (builder, mut roles) = of_source(*from, ambient);
+            roles.push(role);
+            (builder, roles)
+        }
+    }
+}
+
+/// The URL of the token service, if the environment names one.
+fn sts_endpoint() -> Option<String> {
+    std::env::var("AWS_ENDPOINT_URL_STS").ok().filter(|url| !url.is_empty())
+}
+
+/// The files that are read again whenever credentials are renewed, and the ports of the services
+/// that give them, as the environment names them.
+pub(super) fn renewal_needs() -> (Vec<PathBuf>, Vec<u16>) {
+    let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let files = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
+    let urls = [
+        "AWS_ENDPOINT_URL_STS",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        "AWS_METADATA_ENDPOINT",
+    ];
+    let port = |text: String| Url::parse(&text).ok()?.port_or_known_default();
+    // Kubernetes replaces the directory behind such a file.
+    let directory = |file: String| std::path::Path::new(&file).parent().map(PathBuf::from);
+    (
+        files.into_iter().filter_map(value).filter_map(directory).collect(),
+        urls.into_iter().filter_map(value).filter_map(port).collect(),
+    )
 }
 
 /// Returns whether the environment says where credentials come from.

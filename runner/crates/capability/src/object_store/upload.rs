@@ -22,6 +22,8 @@ use super::transfers::UnderWay;
 
 /// Parts on their way at once.
 pub(super) const PARALLEL: usize = 3;
+/// For parts that are on their way when their upload is aborted.
+const PARTS_TIME: Duration = Duration::from_secs(10);
 /// For removing what killed processes have left, before the first upload.
 const SWEEP_TIME: Duration = Duration::from_mins(1);
 
@@ -181,7 +183,12 @@ impl Upload {
         self.record = None;
     }
 
+    /// Aborts the upload, when the parts that are on their way have arrived: a service may keep one
+    /// that arrives later.
     pub(super) async fn abort(mut self) {
+        let ended = async { while self.sending.join_next().await.is_some() {} };
+        // The others are cut off.
+        let _in_time = tokio::time::timeout(PARTS_TIME, ended).await;
         self.sending.shutdown().await;
         if let Some(way) = self.way.take() {
             abort(way, self.record.take()).await;
@@ -198,8 +205,8 @@ impl Drop for Upload {
     }
 }
 
-/// Aborts an upload. If that fails, its parts stay and cost space; a lifecycle rule for incomplete
-/// uploads removes them. The record is removed last.
+/// Aborts an upload. If that fails, its parts stay and cost space, and its record stays for the next
+/// process. Otherwise the record is removed last.
 async fn abort(way: Way, record: Option<Record>) {
     let aborted = match way {
         Way::Named { parts, key, id, .. } => parts.store().abort_multipart(&key, &id).await,
@@ -211,9 +218,11 @@ async fn abort(way: Way, record: Option<Record>) {
         if is_unknown { Ok(()) } else { Err(error) }
     });
     if let Err(error) = aborted {
-        tracing::warn!(%error, "an incomplete upload could not be aborted");
+        tracing::warn!(%error, "an incomplete upload could not be aborted; the next worker tries again");
+        if let Some(record) = record {
+            record.leave();
+        }
     }
-    drop(record);
 }
 
 /// The end of the names under which objects are gathered in a directory.
