@@ -69,7 +69,7 @@ macro_rules! __plugin {
             static SECTION: [u8; METADATA.json_length()] = METADATA.json();
 
             #[allow(dead_code, reason = "used by the exports, which only a component has")]
-            type Plugin = $crate::__private::Adapter<$plugin>;
+            type HookrunAdapter = $crate::__private::Adapter<$plugin>;
 
             $($crate::__export_hook!($hook, $plugin);)+
         };
@@ -148,12 +148,12 @@ macro_rules! __export_hook {
     (PostBuild, $plugin:ty) => {
         const _: fn($crate::post_build::Event) -> Result<$crate::Outcome, $crate::Failure> = <$plugin as $crate::PostBuild>::handle;
         #[cfg(target_arch = "wasm32")]
-        $crate::bindings::post_build::export_post_build!(Plugin with_types_in $crate::bindings::post_build);
+        $crate::bindings::post_build::export_post_build!(HookrunAdapter with_types_in $crate::bindings::post_build);
     };
     (Diff, $plugin:ty) => {
         const _: fn($crate::diff::Event) -> Result<$crate::Outcome, $crate::Failure> = <$plugin as $crate::Diff>::handle;
         #[cfg(target_arch = "wasm32")]
-        $crate::bindings::diff::export_diff!(Plugin with_types_in $crate::bindings::diff);
+        $crate::bindings::diff::export_diff!(HookrunAdapter with_types_in $crate::bindings::diff);
     };
     (BuilderSelection, $plugin:ty) => {
         const _: fn(
@@ -163,7 +163,7 @@ macro_rules! __export_hook {
         ) -> Result<$crate::builder_selection::Decision, String> = <$plugin as $crate::BuilderSelection>::select;
         #[cfg(target_arch = "wasm32")]
         $crate::bindings::builder_selection::export_builder_selection!(
-            Plugin with_types_in $crate::bindings::builder_selection
+            HookrunAdapter with_types_in $crate::bindings::builder_selection
         );
     };
     ($other:ident, $plugin:ty) => {};
@@ -214,6 +214,21 @@ impl<T: BuilderSelection>
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_plugin_may_have_the_name_plugin() {
+        use crate::{Failure, Outcome, PostBuild, post_build};
+
+        struct Plugin;
+
+        impl PostBuild for Plugin {
+            fn handle(event: post_build::Event) -> Result<Outcome, Failure> {
+                Ok(Outcome::new(event.name))
+            }
+        }
+
+        crate::plugin! { plugin: Plugin, hooks: [PostBuild] }
+    }
+
     #[test]
     fn keys_come_in_any_order() {
         use crate::{Failure, Outcome, PostBuild, TaskOrder, Wants, post_build};

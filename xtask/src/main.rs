@@ -1,6 +1,7 @@
 //! `cargo xtask`: the tasks of developers and CI, one command each. Installs what is missing where
 //! that is possible (Debian, root), otherwise names the command that installs it.
 
+mod author_languages;
 mod bench;
 mod bench_builders;
 mod checks;
@@ -58,6 +59,9 @@ enum Task {
     Bench(bench::Options),
     /// Measure builder selection with real Nix, beside Nix's own hook. Needs root.
     BenchBuilders(bench_builders::Options),
+    /// Generate plugins in JavaScript and Python, and build and test them with the tools of their
+    /// language. Needs node, npm, python3 and make, and downloads packages.
+    AuthorLanguages,
     /// Make a release: binary, shell completions and man pages in `target/dist`.
     Dist,
 }
@@ -91,6 +95,7 @@ fn run(task: Task) -> Result<()> {
         Task::NewerNix(options) => newer_nix::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::BenchBuilders(options) => bench_builders::run(&options),
+        Task::AuthorLanguages => author_languages::run(),
         Task::Dist => dist::run(),
     }
 }

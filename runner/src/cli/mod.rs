@@ -19,7 +19,9 @@ mod help;
 mod inspect;
 mod log;
 mod man;
+mod new;
 mod output;
+mod pack;
 mod queue;
 mod sandbox;
 mod shell;
@@ -121,6 +123,10 @@ enum Command {
     Sync(sync::Args),
     /// Show a plugin's identity, hooks, capabilities and limits
     Inspect(inspect::Args),
+    /// Create the project of a plugin, with code, tests and a scenario that pass
+    New(new::Args),
+    /// Add the metadata of a plugin to a component, for languages other than Rust
+    Pack(pack::Args),
     /// Print completions for a shell
     Completions(shell::CompletionsArgs),
     /// Write the manual pages into a directory
@@ -160,6 +166,8 @@ impl Command {
                 | Self::Man(_)
                 | Self::Demo(_)
                 | Self::Hook(_)
+                | Self::New(_)
+                | Self::Pack(_)
         )
     }
 
@@ -305,6 +313,8 @@ fn run(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Sync(args) => sync::run(context, &args),
         Command::CiHook(args) => Ok(ci::hook(&context.dirs, &args)),
         Command::Inspect(args) => inspect::run(context, &args),
+        Command::New(args) => new::run(context, &args),
+        Command::Pack(args) => pack::run(context, &args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::manual(&args),
         Command::Hook(args) => Err(CliError::usage(format!(

@@ -38,6 +38,7 @@ mod limits;
 mod local_machine;
 mod machines;
 mod mail;
+mod new_plugin;
 mod nondeterminism;
 mod operator;
 mod post_build;

@@ -39,6 +39,7 @@ pub mod limits;
 mod linked;
 pub mod metadata;
 mod output;
+pub mod pack;
 mod run;
 mod run_clock;
 mod stopped;

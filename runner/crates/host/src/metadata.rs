@@ -29,6 +29,7 @@ const MAX_LENGTH: usize = 256 << 10;
 #[serde(rename_all = "kebab-case")]
 pub struct Metadata {
     /// [`FORMAT`].
+    #[serde(default = "format")]
     pub format: u32,
     pub name: String,
     pub version: String,
@@ -43,6 +44,12 @@ pub struct Metadata {
     /// The JSON schema of its `config` table.
     #[serde(default)]
     pub config_schema: Option<serde_json::Value>,
+}
+
+/// Returns the format of metadata that do not name it, which only a file for [`super::pack`] may
+/// leave out.
+fn format() -> u32 {
+    FORMAT
 }
 
 /// The metadata, exports and imports of a component.

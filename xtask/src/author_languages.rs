@@ -1,0 +1,51 @@
+//! `cargo xtask author-languages`: generates a plugin of each hook in JavaScript and Python with
+//! `hookrun new`, and builds and tests it with the ordinary tools of its language. Not part of the
+//! tests, because it downloads those tools.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use crate::process::{self, CommandExt as _};
+
+const HOOKS: [&str; 3] = ["post-build", "diff", "builder-selection"];
+
+/// Builds and tests all projects, and prints the time of each.
+pub(crate) fn run() -> Result<()> {
+    process::build_programs()?;
+    let bin = std::path::absolute(process::target_directory()?.join("debug"))?;
+    let directory = process::target_directory()?.join("author-languages");
+    if directory.exists() {
+        std::fs::remove_dir_all(&directory)?;
+    }
+    std::fs::create_dir_all(&directory)?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", bin.display());
+    let run = |directory: &Path, line: &[&str]| {
+        let (program, arguments) = line.split_first().context("an empty command")?;
+        Command::new(program).args(arguments).current_dir(directory).env("PATH", &path).run()
+    };
+    let mut times = Vec::new();
+    for (lang, steps) in [
+        ("javascript", &[&["npm", "install"][..], &["npm", "test"]][..]),
+        ("python", &[&["make", "test"][..]][..]),
+    ] {
+        for hook in HOOKS {
+            let begun = Instant::now();
+            let name = format!("{lang}-{hook}");
+            run(&directory, &["hookrun", "new", &name, "--lang", lang, "--hook", hook])?;
+            let project = directory.join(&name);
+            for step in steps {
+                run(&project, step)?;
+            }
+            times.push(format!("{name}: {:.1} s", begun.elapsed().as_secs_f64()));
+        }
+    }
+    println!("from `hookrun new` to the first green test, with the installation of the tools:");
+    for time in times {
+        println!("  {time}");
+    }
+    Ok(())
+}
