@@ -106,6 +106,13 @@ fn a_worker_runs_in_a_pid_namespace_whose_session_leader_is_outside() {
         .expect_stdout("done  keeper");
 }
 
+/// Checks that the tasks of both builds of a script are done at its end.
+#[track_caller]
+fn expect_both_done(ran: &Ran) {
+    let done = ran.stdout.lines().filter(|line| line.contains("done  keeper")).count();
+    assert_eq!(done, 2, "{}", ran.account());
+}
+
 #[test]
 fn a_full_disk_loses_no_event() {
     if !require(Need::Root) {
@@ -140,8 +147,7 @@ fn a_full_disk_loses_no_event() {
         "the status names the fallback: {}",
         ran.account()
     );
-    let done = ran.stdout.lines().filter(|line| line.contains("done  keeper")).count();
-    assert_eq!(done, 2, "both tasks are done in the end: {}", ran.account());
+    expect_both_done(&ran);
     assert_eq!(fallback.count(), 0);
 }
 
@@ -167,8 +173,7 @@ fn a_read_only_directory_loses_no_event() {
     .expect_success()
     .expect_stderr("mount it writable");
     assert!(ran.stdout.contains("is mounted read-only"), "{}", ran.account());
-    let done = ran.stdout.lines().filter(|line| line.contains("done  keeper")).count();
-    assert_eq!(done, 2, "{}", ran.account());
+    expect_both_done(&ran);
     assert_eq!(fallback.count(), 0);
 }
 

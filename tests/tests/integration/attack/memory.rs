@@ -53,24 +53,31 @@ fn open(path: &Path) -> OwnedFd {
     rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap()
 }
 
-/// Runs the diff hook on two trees with a limit on its memory for data. Returns its event.
-fn diff_within(scene: &Scene, [output, check]: &[PathBuf; 2], bytes: u64) -> (Ran, Event) {
-    let begun = Instant::now();
+/// Returns a hook that may have this many bytes of data; the caller adds its name.
+fn hook_within(scene: &Scene, bytes: u64) -> Command {
     let mut command = scene.private_nix().command("prlimit");
+    command.arg(format!("--data={bytes}")).arg(scene.path("bin/hookrun")).arg("hook");
     command
-        .arg(format!("--data={bytes}"))
-        .arg(scene.path("bin/hookrun"))
-        .args(["hook", "diff"])
-        .args([output, check])
-        .arg(format!("{}.drv", output.display()))
-        .arg("/tmp");
-    let ran = Ran::of(&mut command).expect_success();
-    let took = begun.elapsed();
-    assert!(took < Duration::from_secs(3), "the hook took {took:?}: {}", ran.account());
+}
+
+/// Removes the only event from the spool, and returns it.
+fn only_event(scene: &Scene, ran: &Ran) -> Event {
     let spooled = scene.spooled();
     let [file] = spooled.as_slice() else { panic!("one event: {}", ran.account()) };
     let event = envelope::open(&std::fs::read(file).unwrap()).unwrap();
     std::fs::remove_file(file).unwrap();
+    event
+}
+
+/// Runs the diff hook on two trees with a limit on its memory for data. Returns its event.
+fn diff_within(scene: &Scene, [output, check]: &[PathBuf; 2], bytes: u64) -> (Ran, Event) {
+    let begun = Instant::now();
+    let mut command = hook_within(scene, bytes);
+    command.arg("diff").args([output, check]).arg(format!("{}.drv", output.display())).arg("/tmp");
+    let ran = Ran::of(&mut command).expect_success();
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "the hook took {took:?}: {}", ran.account());
+    let event = only_event(scene, &ran);
     (ran, event)
 }
 
@@ -105,18 +112,10 @@ fn a_large_derivation_costs_a_hook_neither_memory_nor_its_event() {
     text.push_str("])");
     std::fs::create_dir_all(nix.store_dir()).unwrap();
     std::fs::write(&drv, text).unwrap();
-    let mut command = nix.command("prlimit");
-    command
-        .arg(format!("--data={}", 64 << 20))
-        .arg(scene.path("bin/hookrun"))
-        .args(["hook", "post-build"])
-        .env("DRV_PATH", &drv)
-        .env("OUT_PATHS", "");
-    let ran = Ran::of(&mut command).expect_success();
-    let spooled = scene.spooled();
-    let [file] = spooled.as_slice() else { panic!("one event: {}", ran.account()) };
-    let event = envelope::open(&std::fs::read(file).unwrap()).unwrap();
-    assert_eq!(event.drv_path(), drv);
+    let mut command = hook_within(&scene, 64 << 20);
+    let command = command.arg("post-build").env("DRV_PATH", &drv).env("OUT_PATHS", "");
+    let ran = Ran::of(command).expect_success();
+    assert_eq!(only_event(&scene, &ran).drv_path(), drv);
 }
 
 #[test]

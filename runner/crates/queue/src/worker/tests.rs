@@ -26,6 +26,15 @@ struct Script {
     transfers: Mutex<Vec<Transfer>>,
 }
 
+impl Script {
+    /// Waits until this number of runs has begun.
+    async fn has_run(&self, runs: usize) {
+        while self.ran.lock().unwrap().len() < runs {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
 enum Answer {
     Outcome(Outcome),
     /// A result with progress.
@@ -325,9 +334,7 @@ fn a_stopped_worker_gives_back_attempts_that_do_not_end() {
     scene.put(&post_build("a"));
     let script = Arc::clone(&scene.script);
     let stop = async move {
-        while script.ran.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        script.has_run(1).await;
     };
     let (summary, _) = scene.run(Mode::Daemon, stop);
     assert_eq!((summary.open.due, summary.open.running), (1, 0));
@@ -362,9 +369,7 @@ fn an_event_that_arrives_while_the_worker_runs_is_taken() {
     let stop = async move {
         // The worker runs now, because its loop polls this future.
         spool::put(&dirs, &post_build("late")).unwrap();
-        while script.ran.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        script.has_run(1).await;
     };
     let (summary, _) = scene.run(Mode::Daemon, stop);
     assert_eq!(summary.attempts, BTreeMap::from([(Class::Done, 1)]));
@@ -376,15 +381,11 @@ fn no_event_is_lost_if_the_journal_is_removed() {
     scene.put(&post_build("a"));
     let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
     let stop = async move {
-        while script.ran.lock().unwrap().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        script.has_run(2).await;
         std::fs::remove_dir_all(&dirs.state).unwrap();
         // Hooks create the spool again, and the worker notices that it is another directory.
         spool::put(&dirs, &post_build("b")).unwrap();
-        while script.ran.lock().unwrap().len() < 4 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        script.has_run(4).await;
     };
     let (summary, notices) = scene.run_with_polls(Mode::Daemon, stop);
     assert!(
@@ -411,9 +412,7 @@ fn a_journal_that_is_overwritten_is_replaced() {
     scene.put(&post_build("a"));
     let (script, dirs) = (Arc::clone(&scene.script), scene.dirs.clone());
     let stop = async move {
-        while script.ran.lock().unwrap().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        script.has_run(2).await;
         let file = dirs.journal().join("journal.sqlite");
         let garbage = vec![0x55; 1 << 16];
         std::fs::write(&file, &garbage).unwrap();
