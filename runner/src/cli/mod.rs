@@ -60,7 +60,7 @@ Examples:
   hookrun ci -- nix build           run a command, and wait for the uploads of its builds
   hookrun sync --since 3d           queue valid paths that no hook reported
 
-In nix.conf (the name of the link says which hook it is):
+In nix.conf (the name of the link selects the hook):
   post-build-hook = /usr/lib/hookrun/hookrun-post-build
   diff-hook       = /usr/lib/hookrun/hookrun-diff
   run-diff-hook   = true
