@@ -1,5 +1,5 @@
-//! Random secrets: whoever finds the text of a [`Canary`] has found a leak. This module has their
-//! forms in the usual encodings, and searches files and the linear memories of guests in this
+//! Random secrets. Text of a [`Canary`] in any other place is a leak. This module has the forms of
+//! a secret in the usual encodings, and searches files and the linear memories of guests in this
 //! process.
 
 use std::fmt::Write as _;
@@ -41,7 +41,7 @@ pub fn random_text() -> String {
 }
 
 impl Canary {
-    /// Makes a secret with this text.
+    /// Creates a secret with this text.
     pub fn of(name: &str, secret: impl Into<Vec<u8>>) -> Self {
         let secret = secret.into();
         let forms = forms(&secret)
@@ -51,7 +51,7 @@ impl Canary {
         Self { name: name.to_owned(), secret, forms }
     }
 
-    /// Makes a random secret.
+    /// Creates a random secret.
     pub fn random(name: &str) -> Self {
         Self::of(name, random_text())
     }

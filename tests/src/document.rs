@@ -14,7 +14,7 @@ use std::process::Command;
 pub enum Step {
     /// A file to write.
     File {
-        /// Relative to the shell's working directory, or absolute.
+        /// The path, relative to the shell's working directory or absolute.
         path: String,
         /// Its text.
         text: String,
@@ -23,7 +23,7 @@ pub enum Step {
     Command {
         /// The line without the prompt.
         line: String,
-        /// The lines that are printed below it.
+        /// The expected output.
         output: Vec<String>,
     },
 }
@@ -97,11 +97,11 @@ pub fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
-/// Runs the steps with `shell` (a shell that reads a script from its last argument, perhaps in a
-/// namespace of its own) after `prelude`, and compares what is printed.
+/// Runs the steps with `shell` (a shell that reads a script from its last argument, perhaps in its
+/// own namespaces) after `prelude`, and compares the output.
 ///
 /// # Panics
-/// If a command fails, or prints something else than the document says.
+/// Panics if a command fails, or if its output differs from the document.
 #[track_caller]
 pub fn run(steps: &[Step], shell: &mut Command, prelude: &str) {
     let directory = tempfile::tempdir().unwrap();
@@ -116,7 +116,7 @@ pub fn run(steps: &[Step], shell: &mut Command, prelude: &str) {
             }
             Step::Command { line, .. } => {
                 let (out, err) = (at(number, "out"), at(number, "err"));
-                // The status is written last: without it the command has not succeeded.
+                // The status is written last: if it is missing, the command has failed.
                 let _ = writeln!(
                     script,
                     "{{ {line}\n}} > {} 2> {} < /dev/null || exit\n: > {}",
@@ -147,7 +147,7 @@ pub fn run(steps: &[Step], shell: &mut Command, prelude: &str) {
     ran.expect_success();
 }
 
-/// True if `lines` are what the document shows.
+/// Returns whether `lines` match the output in the document.
 fn matches(shown: &[String], lines: &[&str]) -> bool {
     match shown.split_first() {
         None => lines.is_empty(),
@@ -161,7 +161,7 @@ fn matches(shown: &[String], lines: &[&str]) -> bool {
     }
 }
 
-/// The same for one line.
+/// Returns whether a line matches a line of the document.
 fn line_matches(shown: &str, line: &str) -> bool {
     let parts: Vec<&str> = shown.split("...").collect();
     let [first, middle @ .., last] = parts.as_slice() else { return shown == line };
@@ -173,18 +173,18 @@ fn line_matches(shown: &str, line: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// A file of the repository.
+/// Returns the text of a file of the repository.
 ///
 /// # Panics
-/// If it cannot be read.
+/// Panics if it cannot be read.
 pub fn read(name: &str) -> String {
     std::fs::read_to_string(repository().join(name)).unwrap()
 }
 
-/// The repository.
+/// Returns the root directory of the repository.
 ///
 /// # Panics
-/// Never: the package is in a workspace.
+/// Never panics, because the package is in a workspace.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }

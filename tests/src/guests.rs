@@ -44,7 +44,7 @@ pub fn guest_for_all(name: &str) -> Result<PathBuf> {
     let directory = std::env::temp_dir().join(format!("hookrun-test-guests-{user}"));
     std::fs::create_dir_all(&directory)?;
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
-    // A file that is there is not replaced: a worker of another test would read it again.
+    // An existing file is not replaced, because workers of other tests would read it again.
     let mut hasher = DefaultHasher::new();
     component.hash(&mut hasher);
     let path = directory.join(format!("{name}-{:016x}.wasm", hasher.finish()));

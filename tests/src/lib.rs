@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: [`lab`] makes a private Nix and runs hookrun in it.
+//! The shared code of the end-to-end tests: [`lab`] creates a private Nix and runs hookrun in it.
 
 #![expect(
     clippy::unwrap_used,

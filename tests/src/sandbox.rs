@@ -74,7 +74,7 @@ impl Sandbox {
     }
 
     /// Returns the error of loading the plugin `x`, which is the guest `name`. `rest` are the lines
-    /// of its table after `source`, a text because the errors name lines. The directories of the
+    /// of its table after `source`, as text because the errors name lines. The directories of the
     /// sandbox and of the guests are replaced by words.
     pub fn refused(&self, name: &str, rest: &str) -> String {
         let (source, services) = (guest(name).unwrap(), services());

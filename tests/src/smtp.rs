@@ -1,6 +1,6 @@
-//! A real mail server for tests: Exim (Debian package exim4-daemon-light) in a directory and on
-//! ports of its own, with STARTTLS, implicit TLS, logins, refusals, and a maildir for accepted
-//! messages. It does not use the files of a mail server of the machine.
+//! A real mail server for tests: Exim (Debian package exim4-daemon-light) with its own directory
+//! and ports, STARTTLS, implicit TLS, logins, refusals, and a maildir for accepted messages. It
+//! does not use the files of a mail server of the machine.
 
 use std::fs::Permissions;
 use std::io::Read as _;
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::lab::{Need, require, shared_directory};
 
-/// Debian's Exim.
+/// The program of Debian's Exim.
 const PROGRAM: &str = "/usr/sbin/exim4";
-/// The user Debian's Exim runs as; a compiled-in name.
+/// The user that Debian's Exim runs as, which is compiled in.
 const USER: &str = "Debian-exim";
 /// The command that installs the server.
 const INSTALL: &str = "apt-get install --no-install-recommends exim4-daemon-light openssl";
@@ -27,7 +27,7 @@ pub const USERNAME: &str = "hookrun";
 pub const PASSWORD: &str = "correct horse";
 
 /// A running mail server. It accepts mail for `example.org` without a login, and for
-/// `private.example.org` with a login. It refuses `nobody@` for ever and `busy@` for now.
+/// `private.example.org` with a login. It refuses `nobody@` permanently and `busy@` temporarily.
 #[derive(Debug)]
 pub struct MailServer {
     directory: tempfile::TempDir,

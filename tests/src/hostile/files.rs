@@ -133,7 +133,7 @@ fn metadata() -> Vec<Row> {
     ]
 }
 
-/// A schema is the plugin's, and is run on the host.
+/// Schemas, which plugins provide and the host runs.
 fn schemas() -> Vec<Row> {
     fn with(schema: &str) -> Vec<u8> {
         crafted().metadata(METADATA.replace('}', &format!(",\"config-schema\":{schema}}}"))).build()

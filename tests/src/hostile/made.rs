@@ -1,4 +1,4 @@
-//! Components by hand: a core module as text becomes a component of the interfaces in
+//! Crafted components: a core module as text becomes a component of the interfaces in
 //! `plugin-sdk/wit`. It can do what no compiler generates: tables that grow without end, an
 //! allocator that returns invalid addresses, results with invalid pointers.
 
@@ -37,7 +37,7 @@ pub fn crafted() -> Crafted {
         packages: Vec::new(),
         memory: "2".to_owned(),
         more: String::new(),
-        // Never frees memory. The alignment of a word is enough for everything here.
+        // The allocator never frees memory. The alignment of a word is enough for all values here.
         allocator: "(local $at i32) (local.set $at (global.get $top))
             (global.set $top (i32.and (i32.add (i32.add (global.get $top) (local.get 3)) (i32.const 7)) (i32.const -8)))
             (local.get $at)"
@@ -208,7 +208,7 @@ pub fn slow_to_compile(component: &[u8]) -> Vec<u8> {
     [component, &section(1, &module)].concat()
 }
 
-/// Returns a component with so many more imports of 100 bytes each.
+/// Returns a component with this many additional imports of 100 bytes each.
 pub fn importing(count: usize, component: &[u8]) -> Vec<u8> {
     let section = |id: u8, content: &[u8]| -> Vec<u8> {
         [&[id], leb128(content.len()).as_slice(), content].concat()

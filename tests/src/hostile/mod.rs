@@ -56,7 +56,7 @@ pub enum Guest {
     Bytes(fn() -> Vec<u8>),
 }
 
-/// Grants a hostile guest what is its own.
+/// Grants to a hostile guest.
 fn granted(table: PluginTable) -> PluginTable {
     table
         .grant("nix-store", "outputs")
@@ -151,8 +151,8 @@ impl Row {
         path
     }
 
-    /// Returns the plugin's table for this file. It grants what is the plugin's own. A policy runs
-    /// without files and network, so it is granted nothing.
+    /// Returns the plugin's table for this file. It grants only the plugin's own services. A policy
+    /// runs without files and network, so it gets no grants.
     pub fn table(&self, component: &Path) -> PluginTable {
         let table = PluginTable::file(component)
             .hooks([self.hook.as_str()])

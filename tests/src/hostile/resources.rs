@@ -1,4 +1,5 @@
-//! Guests that use too much of something: time, memory, stack, tables, handles, log, output, state.
+//! Guests that use too much of a resource: time, memory, stack, tables, handles, log, output,
+//! state.
 
 use toml::{Table, toml};
 

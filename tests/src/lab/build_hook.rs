@@ -1,4 +1,4 @@
-//! Conversations with the build hook without a Nix.
+//! Conversations with the build hook without Nix.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;

@@ -13,7 +13,7 @@ pub struct Attempt {
     pub name: String,
     /// The plugin's name.
     pub plugin: String,
-    /// 1 for the first.
+    /// The number of the attempt, from 1.
     pub number: u64,
     /// `done`, `permanent`, `transient`, `trapped`, `limit`, `refused` or `interrupted`.
     pub class: String,

@@ -1,4 +1,4 @@
-//! What the hookrun of a scene has done: attempts, queued events, mail, builds and processes.
+//! Observes the effects of hookrun in a scene: attempts, queued events, mail, builds and processes.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use rustix::process::Pid;
 
 use super::{Attempt, Scene, journal};
 
-/// More than any test records.
+/// A number of rows that no test reaches.
 const ALL: RowSelection<'static> = RowSelection::Last(1000);
 
 impl Scene {
@@ -32,7 +32,7 @@ impl Scene {
         journal::tasks(&self.attempts())
     }
 
-    /// Fails unless [`Scene::tasks`] are these.
+    /// Fails unless [`Scene::tasks`] returns these.
     #[track_caller]
     pub fn expect_tasks(&self, expected: &[&str]) {
         let attempts = self.attempts();

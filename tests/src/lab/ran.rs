@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus};
 pub struct Ran {
     /// The command line, for messages.
     pub command: String,
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
     /// Its standard output.
     pub stdout: String,

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::machine::{self, shared_directory};
 use super::{Ran, Script, nix_string};
 
-/// Stands for the directory of the scene in texts that a test gives to it.
+/// The placeholder for the directory of the scene in texts of a test.
 const SCENE: &str = "@scene@";
 
 /// A private Nix with hookrun as its hooks. See the [module](super).
@@ -305,14 +305,15 @@ impl Drop for Scene {
         }
         self.daemon = None;
         for pid in self.processes() {
-            // It may be gone by now; nothing is to be done about that.
+            // The process may have ended already, so errors are ignored.
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         let Some(directory) = self.directory.take() else { return };
         if std::env::var_os("HOOKRUN_LAB_KEEP").is_some() {
             eprintln!("kept: {}", directory.keep().display());
         } else {
-            // Stores are read-only; what is left after a failure here, `TempDir` tries once more.
+            // Stores are read-only. `TempDir` tries again to remove files that are left after a
+            // failure here.
             let _ = private_nix::remove_tree(directory.path());
         }
     }

@@ -1,4 +1,4 @@
-//! Workers that run beside a test, and waiting for what they do.
+//! Workers that run beside a test, and functions that wait for their effects.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use hookrun_queue::lock;
 
 use super::Scene;
 
-/// Longer than anything takes that a test waits for, including the worker's look at its files every
+/// A time limit that exceeds all waits of tests, including the worker's check of its files every
 /// half minute, on a machine under load.
 const PATIENCE: Duration = Duration::from_mins(2);
 

@@ -13,7 +13,7 @@ use crate::lab::{ConfigFile, PluginTable, toml};
 
 /// A directory for a configuration with one plugin `x`, the guest `web`.
 pub struct WebSandbox {
-    /// Where a test may write files.
+    /// The directory for files of the test.
     pub directory: tempfile::TempDir,
     /// The configuration file and the state directory.
     pub dirs: Dirs,
@@ -55,7 +55,7 @@ impl Done {
         text.replace(&self.file, "FILE")
     }
 
-    /// Returns everything of this run that anybody can read.
+    /// Returns all text of this run that users can read.
     pub fn everything(&self) -> String {
         format!("{:?}", self.report)
     }

@@ -14,7 +14,8 @@ fn a_stranger_who_makes_a_fallback_first_takes_no_event() {
     let scene = scene();
     let dirs = scene.dirs();
     let [beside, memory] = layout::fallbacks(&dirs).try_into().unwrap();
-    // Root's fallback is in a directory of root. Another directory has a name that was used earlier.
+    // Root's fallback is in a directory of root. Another directory has a name that was used
+    // earlier.
     let common = layout::own_fallback(&dirs, 0);
     Ran::of(&mut shell(&format!("mkdir {}", beside.display()), STRANGER)).expect_failure();
     std::fs::create_dir(&common).unwrap();

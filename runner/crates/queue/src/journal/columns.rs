@@ -1,5 +1,5 @@
-//! Reads columns of the journal. Values are not checked: a damaged value is shown as far as possible,
-//! and does not affect other rows.
+//! Reads columns of the journal. Values are not checked: a damaged value is shown as far as
+//! possible, and does not affect other rows.
 
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
