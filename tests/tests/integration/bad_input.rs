@@ -30,7 +30,7 @@ grant = { nix-store = "closure", object-store = ["cache"] }
 const UNREADABLE: [(&str, &str); 3] = [
     ("unknown key", "[worker]\nstrat = 'none'\n"),
     ("unknown value", "[worker]\nstart = 'sometimes'\n"),
-    ("no TOML", "[worker\n"),
+    ("not TOML", "[worker\n"),
 ];
 
 /// The lines of plugins that do not load, and what is wrong with them.
@@ -81,7 +81,7 @@ file = "keys/missing.secret"
 "#,
     ),
     (
-        "key file with something else",
+        "key file without a key",
         r#"
 [plugins.cache]
 source = "bundled:s3-upload"

@@ -1,4 +1,4 @@
-//! Every secret of the configuration is a random text. The tests look for these texts in the memory
+//! Every secret of the configuration is random text. The tests search for these texts in the memory
 //! of guests at each host call, in files that hookrun wrote or sent, in the output of commands, and
 //! in the arguments and variables of processes.
 
@@ -42,7 +42,7 @@ impl SecretScene {
         let wrong_s3 = Canary::random("S3 secret key that is refused");
         let wrong_password = Canary::random("SMTP password that is refused");
         let token = Canary::random("access token of NIX_CONFIG");
-        let no_key = Canary::random("file that is no signing key");
+        let no_key = Canary::random("file that is not a signing key");
         let mail = MailServer::start_with(password.text())?;
         let scene = Scene::new()
             .nix_conf("run-diff-hook", "true")

@@ -27,7 +27,7 @@ const KILLED: Option<i32> = Some(9);
 /// The longest time after which a worker is killed. It starts and runs tasks within this time, even
 /// on a machine under load.
 const WORKER_LIFE: Duration = Duration::from_secs(2);
-/// At least one of so many kills is that of a worker.
+/// Of this many kills, at least one is that of a worker.
 const KILLS_PER_WORKER: usize = 10;
 /// The longest time after which a hook is killed. It runs for a few milliseconds.
 const HOOK_LIFE: Duration = Duration::from_millis(8);
@@ -46,7 +46,7 @@ fn no_event_is_lost_in_a_long_run_of_kills() {
     crash(number("HOOKRUN_CRASH_EVENTS", 10_000), number("HOOKRUN_CRASH_KILLS", 1000));
 }
 
-/// A random part of `whole`.
+/// Returns a random part of `whole`.
 fn part_of(whole: Duration, chance: &mut fastrand::Rng) -> Duration {
     whole.mul_f64(chance.f64())
 }
@@ -60,8 +60,8 @@ struct Storm {
     handed_over: Mutex<BTreeSet<usize>>,
     /// The numbers of events whose hook was killed. Each of them was spooled once or not at all.
     perhaps: Mutex<BTreeSet<usize>>,
-    /// The messages of hooks that gave up, such as after two seconds on a machine under load. These
-    /// count as killed ones.
+    /// The messages of hooks that ended early, for example after two seconds on a machine under
+    /// load. These count as killed ones.
     given_up: Mutex<Vec<String>>,
 }
 
@@ -351,7 +351,7 @@ fn name(number: usize) -> String {
     format!("crash-{number}")
 }
 
-/// Returns the points before and after each of so many boundaries.
+/// Returns the points before and after each of this many boundaries.
 fn points(count: usize) -> impl Iterator<Item = Point> {
     (1..=count).flat_map(|number| [false, true].map(|after| Point { number, after }))
 }

@@ -30,11 +30,11 @@ fn scene() -> Scene {
 
 /// Runs `nix-build` for a derivation without local builds.
 fn build(scene: &Scene, derivation: &str) -> Ran {
-    // The machines read nix.conf too, so the option is not there.
+    // The machines read nix.conf too, so the option is not set there.
     scene.build_with(derivation, &["--max-jobs", "0"])
 }
 
-/// A build that takes so long.
+/// Returns a build that takes this long.
 fn taking(seconds: f32) -> Script {
     Script::new(format!("/bin/sleep {seconds}; echo done > $out"))
 }
@@ -154,7 +154,7 @@ fn a_machine_whose_disk_is_full_is_replaced() {
         scene.build_with("input", &["--builders", "", "--max-jobs", "1"]).expect_success();
         let ran = build(&scene, "alpha");
         if script == copies {
-            // The builder itself has failed, and nobody knows whether it would elsewhere.
+            // The builder itself failed, and it may fail on other machines too.
             let ran = ran.expect_failure();
             assert_eq!(ran.account().matches("build of '").count(), 1, "{}", ran.account());
             assert!(!ran.account().contains("is lost"), "{}", ran.account());
@@ -166,7 +166,7 @@ fn a_machine_whose_disk_is_full_is_replaced() {
     }
 }
 
-/// With the bundled policy, compiled, which leaves slower machines out of its answer.
+/// Returns a scene with the compiled bundled policy, which omits slower machines from its answer.
 fn balanced() -> Scene {
     let scene = Scene::new()
         .nix_conf("post-build-hook", "")

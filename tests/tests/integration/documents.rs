@@ -50,8 +50,8 @@ fn every_command_of_the_sdks_readme_works_as_printed() {
     // The clone that the page mentions.
     symlink(repository(), work.join("hookrun")).unwrap();
     let mut steps = steps(&document::read("plugin-sdk/README.md"));
-    // Dependencies are resolved as in the repository, from what was downloaded for it, and compiled
-    // once for all runs of this test.
+    // Dependencies are resolved as in the repository, from the crates that were downloaded for it,
+    // and compiled once for all runs of this test.
     let entered = steps
         .iter()
         .position(|step| matches!(step, Step::Command { line, .. } if line == "cd announce"))
@@ -104,7 +104,7 @@ fn the_first_configuration_of_the_readme_works_as_printed() {
     }
     let text = document::read("README.md");
     let mut steps = steps(&text);
-    // `cargo xtask` is what runs this test, and the demo has a test of its own (`demo::`).
+    // `cargo xtask` runs this test, and the demo has its own tests (`demo::`).
     let before = steps.len();
     steps.retain(
         |step| !matches!(step, Step::Command { line, .. } if line.starts_with("cargo xtask")),
@@ -173,7 +173,7 @@ fn allowed_dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// Returns what Cargo says of the packages whose manifest is below one of these directories.
+/// Returns Cargo's metadata of the packages whose manifest is below one of these directories.
 fn packages_below(directories: &[&str]) -> Vec<serde_json::Value> {
     let metadata = Command::new("cargo")
         .args(["metadata", "--no-deps", "--offline", "--locked", "--format-version", "1"])

@@ -29,7 +29,7 @@ enum Ends {
     Run,
     /// The call fails with `limit`.
     Invocation,
-    /// Nothing ends, and the log names the limit.
+    /// The run continues, and the log names the limit.
     Log,
 }
 
@@ -42,7 +42,7 @@ fn faulty(fault: &str) -> PluginTable {
     PluginTable::guest("faulty").config(toml! { fault = fault })
 }
 
-/// The guest `greedy` with everything that it can be granted.
+/// The guest `greedy` with all grants.
 fn greedy(want: &str) -> PluginTable {
     PluginTable::guest("greedy")
         .config(toml! { want = want })
@@ -52,7 +52,7 @@ fn greedy(want: &str) -> PluginTable {
         .grant("state", true)
 }
 
-/// The guest `greedy` that does something so many times.
+/// The guest `greedy` that does something this many times.
 fn greedy_times(want: &str, times: u32) -> PluginTable {
     greedy(want).config(toml! { times = times })
 }
@@ -174,7 +174,7 @@ fn every_limit_has_a_test() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_reaches_a_limit_is_told_the_limit_its_use_and_the_line_to_write() {
+async fn a_plugin_at_a_limit_fails_with_the_limit_its_use_and_the_line_to_write() {
     let sandbox = Sandbox::new();
     let mut messages = String::new();
     for hit in hits() {

@@ -24,7 +24,7 @@ fn keeper() -> PluginTable {
     PluginTable::keeper().hooks(["post-build", "diff"])
 }
 
-/// The plugin `good`, which waits so long between two attempts.
+/// The plugin `good`, which waits this long between two attempts.
 fn retrying(min_delay: &str, max_delay: &str) -> PluginTable {
     keeper().retry("min-delay", min_delay).retry("max-delay", max_delay)
 }

@@ -115,7 +115,7 @@ fn a_plugin_with_a_damaged_artifact_runs_its_own_code() {
     scene.drain();
     expect_own_code(&scene);
 
-    // A directory that everybody can write is not used, and the plugins still run.
+    // A directory that all users can write is not used, and the plugins still run.
     let directory = scene.state_dir().join("artifacts");
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).unwrap();
     scene.build("beta").expect_success();

@@ -12,7 +12,7 @@ fn faulty(fault: &str) -> PluginTable {
         .grant("state", true)
 }
 
-/// The only attempt of a plugin.
+/// Returns the only attempt of a plugin.
 #[track_caller]
 fn attempt_of(scene: &Scene, plugin: &str) -> Attempt {
     let mut attempts = scene.attempts();
@@ -64,7 +64,7 @@ fn plugins_that_loop_trap_or_take_memory_do_not_affect_others() {
 }
 
 #[test]
-fn a_plugin_that_reaches_a_limit_is_told_its_name_and_its_key() {
+fn a_plugin_that_reaches_a_limit_fails_with_its_name_and_its_key() {
     // The fault, and the limit that it reaches.
     let faults = [
         ("stack", "stack"),

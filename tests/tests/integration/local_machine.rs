@@ -18,7 +18,7 @@ fn scene(speed_factor: f32) -> Option<Scene> {
     Some(scene)
 }
 
-/// A build of a package that takes so long.
+/// A build of a package that takes this long.
 fn package(seconds: f32, version: u32) -> Script {
     Script::new(format!("/bin/sleep {seconds}; echo {version} > $out"))
 }

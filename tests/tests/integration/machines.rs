@@ -12,7 +12,7 @@ use hookrun_nix::installed::{identify, in_path};
 use hookrun_nix::{machines, wire};
 use hookrun_tests::lab::{Ran, minor_version};
 
-/// The number of texts. Each takes 35 ms.
+/// The number of generated files. Each takes 35 ms.
 const TEXTS: u64 = 150;
 const THIS_SYSTEM: &str = "x86_64-linux";
 /// Nix's `lvlDebug`.

@@ -113,7 +113,7 @@ fn equal_results_are_not_mailed() {
 }
 
 /// A realistic package: many files with the same defect and a few with others. The first build
-/// leaves a file in `memory`, by which the second knows that it is the second.
+/// leaves a file in `memory`, which identifies the second build.
 fn realistic_package(memory: &Path) -> Script {
     let memory = memory.display();
     Script::new(format!(

@@ -112,7 +112,7 @@ fn secrets_that_others_can_read_or_replace_are_errors_of_check_and_doctor() {
 }
 
 #[test]
-fn check_live_writes_to_stores_and_says_what_a_server_refuses() {
+fn check_live_writes_to_stores_and_reports_what_a_server_refuses() {
     let scene = scene();
     let server = S3Server::start(&scene.path("s3"), &["bucket"]);
     let configure = |secret: &str| {

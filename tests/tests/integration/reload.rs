@@ -8,7 +8,7 @@ use hookrun_tests::guests::guest;
 use hookrun_tests::lab::{ConfigFile, PluginTable, Scene, Script, toml, wait_until};
 use toml::Table;
 
-/// The message of the plugin's only attempt on the derivation.
+/// Returns the message of the plugin's only attempt for the derivation.
 fn message(scene: &Scene, derivation: &str) -> String {
     wait_until(derivation, || {
         scene
@@ -39,7 +39,7 @@ fn refreshed(scene: &Scene) -> Option<u64> {
     status.get("refreshed-ms").and_then(serde_json::Value::as_u64)
 }
 
-/// Changes something and waits until the worker uses it.
+/// Makes a change, and waits until the worker uses it.
 fn taken_up(scene: &Scene, change: impl FnOnce()) {
     let before = refreshed(scene);
     // The times in the status are in milliseconds.
@@ -54,7 +54,7 @@ fn config(plugin: &Path, keys: Table) -> ConfigFile {
     ConfigFile::new().worker("start", "service").plugin("keeper", keeper)
 }
 
-/// The same with the plugin `good` and its greeting.
+/// A service with the plugin `good` and its greeting.
 fn greeting(text: &str) -> ConfigFile {
     config(&guest("good").unwrap(), toml! { greeting = text })
 }

@@ -65,7 +65,7 @@ fn a_service_reports_that_it_is_ready_alive_and_stopping() {
 }
 
 #[test]
-fn hooks_and_commands_tell_the_service_manager_nothing() {
+fn hooks_and_commands_send_nothing_to_the_service_manager() {
     let scene = Scene::new().derivation("alpha", Script::text("hello"));
     let path = scene.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();

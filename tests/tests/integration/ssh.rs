@@ -13,7 +13,7 @@ fn scene(sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
     scene_with(&file, sshd, options, slots)
 }
 
-/// The same with this configuration.
+/// A scene like that of [`scene`], with this configuration.
 fn scene_with(file: &ConfigFile, sshd: &str, options: &str, slots: u32) -> (Scene, Sshd) {
     let scene = Scene::new().nix_conf("post-build-hook", "").config(file);
     let server = Sshd::start(&scene, sshd);
@@ -23,7 +23,7 @@ fn scene_with(file: &ConfigFile, sshd: &str, options: &str, slots: u32) -> (Scen
     (scene.machine(&line), server)
 }
 
-/// Adds `count` derivations that take so long, and `all`, which depends on them.
+/// Adds `count` derivations that take this long, and `all`, which depends on them.
 fn many(scene: Scene, count: usize, seconds: f32) -> Scene {
     let names: Vec<String> = (0..count).map(|number| format!("part-{number}")).collect();
     let part = |name: &str| {

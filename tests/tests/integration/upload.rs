@@ -26,7 +26,7 @@ fn scene() -> Scene {
         .derivation("gamma", Script::naming(["beta"]))
 }
 
-/// Configures the upload plugin with more keys of its own for this store.
+/// Configures the upload plugin with additional keys of its table for this store.
 fn configure(scene: &Scene, keys: Table, store: Table) {
     scene.set_config(&configuration(keys, store));
 }

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use super::Interruption;
 use super::stage::{MACHINE, Stage};
 
-/// A hook and its Nix in a directory of their own.
+/// A hook and its Nix in their own directory.
 pub(super) struct Conversation {
     pub(super) directory: tempfile::TempDir,
     pub(super) nix: Child,

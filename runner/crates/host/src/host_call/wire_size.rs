@@ -1,5 +1,5 @@
-//! Values of the interfaces on their way between guest and host: the number of bytes that they take,
-//! and their text in the WebAssembly Value Encoding (WAVE) for the record of a test.
+//! Values of the interfaces on their way between guest and host: the number of bytes that they
+//! take, and their text in the WebAssembly Value Encoding (WAVE) for the record of a test.
 
 use std::fmt::Write as _;
 
