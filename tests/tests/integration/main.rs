@@ -55,3 +55,4 @@ mod ssh;
 mod stores;
 mod upload;
 mod wasi;
+mod webhook;

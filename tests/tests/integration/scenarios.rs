@@ -8,7 +8,7 @@ use hookrun_tests::document::{self, repository, steps};
 use hookrun_tests::guests::guest;
 use hookrun_tests::lab::{Ran, hookrun_program};
 
-const PLUGINS: [&str; 3] = ["s3-upload", "email-on-nondeterminism", "speed-factor"];
+const PLUGINS: [&str; 4] = ["s3-upload", "email-on-nondeterminism", "speed-factor", "webhook"];
 
 /// Runs `hookrun test` in a directory, without the configuration of the system.
 fn test(directory: &Path, arguments: &[&str]) -> Ran {
@@ -52,6 +52,7 @@ fn bundled_plugins_pass_their_scenarios_also_under_faults() {
             "email-on-nondeterminism" => {
                 &["mail=refuse", "mail=timeout", "mail=slow", "state=garbage"]
             }
+            "webhook" => &["http=503", "http=403", "http=timeout", "http=refuse"],
             _ => &[],
         };
         arguments.extend(["--deny", "all"]);

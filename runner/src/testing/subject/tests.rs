@@ -113,8 +113,8 @@ fn a_subject_that_cannot_be_tested_is_refused_with_the_reason() {
     let file = directory.path("upload.wasm");
     insta::assert_snapshot!(refused(&file, None, &NOTHING), @"DIR/upload.wasm is the `source` of several plugins in DIR/hookrun.toml; write the name of one of them, such as `cache` or `second`");
     insta::assert_snapshot!(refused("./none.wasm", None, &NOTHING), @r#"there is no file `./none.wasm`; build it with `cargo build --release --target wasm32-wasip2`, from a crate with `crate-type = ["cdylib"]`"#);
-    insta::assert_snapshot!(refused("none", None, &NOTHING), @"there is no file `none`, no [plugins.none] in DIR/hookrun.toml, no configuration DIR/system.toml; write a path, `bundled:NAME` (email-on-nondeterminism, s3-upload, speed-factor) or the name of a configured plugin");
-    insta::assert_snapshot!(refused("bundled:none", None, &NOTHING), @"plugin bundled:none is not bundled; known: email-on-nondeterminism, s3-upload, speed-factor");
+    insta::assert_snapshot!(refused("none", None, &NOTHING), @"there is no file `none`, no [plugins.none] in DIR/hookrun.toml, no configuration DIR/system.toml; write a path, `bundled:NAME` (email-on-nondeterminism, s3-upload, speed-factor, webhook) or the name of a configured plugin");
+    insta::assert_snapshot!(refused("bundled:none", None, &NOTHING), @"plugin bundled:none is not bundled; known: email-on-nondeterminism, s3-upload, speed-factor, webhook");
     insta::assert_snapshot!(refused("cache", Some("none.toml"), &NOTHING), @"DIR/none.toml: there is no such file; correct `--config` or HOOKRUN_CONFIG");
     insta::assert_snapshot!(refused(&file, Some("none.toml"), &NOTHING), @"DIR/none.toml: there is no such file; correct `--config` or HOOKRUN_CONFIG");
     let with = |set: &[&str], deny: &[&str], limits: &[&str]| {
