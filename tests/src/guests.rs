@@ -1,4 +1,4 @@
-//! Builds the guests of `tests/guests` on demand.
+//! Builds the guests of `tests/guests` and the Rust plugins of `examples/plugins` on demand.
 //!
 //! The build is a nested cargo with its own target directory beside that of the tests, so that
 //! later runs only check whether it is up to date.
@@ -17,18 +17,33 @@ const TARGET: &str = "wasm32-wasip2";
 /// newer-nix`).
 const BUILT_ELSEWHERE: &str = "HOOKRUN_GUESTS";
 
+/// The Rust plugins of `examples/plugins`.
+pub const EXAMPLES: [&str; 2] = ["build-ledger", "provenance"];
+
 /// Returns the component of a guest of `tests/guests`, such as `good`.
 ///
 /// # Errors
 /// If it does not build.
 pub fn guest(name: &str) -> Result<PathBuf> {
+    component(&format!("guest_{name}.wasm"))
+}
+
+/// Returns the component of one of [`EXAMPLES`].
+///
+/// # Errors
+/// If it does not build.
+pub fn example(name: &str) -> Result<PathBuf> {
+    component(&format!("{}.wasm", name.replace('-', "_")))
+}
+
+fn component(file: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let directory = BUILT
         .get_or_init(|| build().map_err(|error| format!("{error:#}")))
         .as_ref()
         .map_err(anyhow::Error::msg)?;
-    let path = directory.join(format!("guest_{name}.wasm"));
-    ensure!(path.exists(), "there is no guest `{name}` in tests/guests");
+    let path = directory.join(file);
+    ensure!(path.exists(), "the guests and examples have no component {file}");
     Ok(path)
 }
 
@@ -103,6 +118,7 @@ fn build() -> Result<PathBuf> {
         .args(["--package", "guest-web"])
         .args(["--package", "guest-escape"])
         .args(["--package", "guest-hostile"])
+        .args(EXAMPLES.iter().flat_map(|name| ["--package", name]))
         .args([
             "--config",
             "profile.release.lto=false",

@@ -62,6 +62,35 @@ fn every_command_of_the_sdks_readme_works_as_printed() {
     document::run(&steps, &mut shell(directory.path()), "");
 }
 
+/// Makes `work` look like the repository, with a target directory that later runs use again.
+fn enter_repository(work: &Path) {
+    for entry in std::fs::read_dir(repository()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "target" {
+            symlink(entry.path(), work.join(entry.file_name())).unwrap();
+        }
+    }
+    symlink(target_directory(), work.join("target")).unwrap();
+}
+
+#[test]
+fn every_command_of_the_example_plugins_works_as_printed() {
+    if !require(Need::Program("cargo")) {
+        return;
+    }
+    for example in hookrun_tests::guests::EXAMPLES {
+        let directory = tempfile::tempdir().unwrap();
+        let work = directory.path().join("work");
+        std::fs::create_dir(&work).unwrap();
+        enter_repository(&work);
+        let page = document::read(&format!("examples/plugins/{example}/README.md"));
+        let steps: Vec<Step> =
+            steps(&page).into_iter().filter(|step| matches!(step, Step::Command { .. })).collect();
+        assert_eq!(steps.len(), 2, "{example}");
+        document::run(&steps, &mut shell(directory.path()), "");
+    }
+}
+
 /// Replaces the directories of the system by private copies, and the release build and the service
 /// manager by functions. Then it enters a clone, as the page says.
 const PRIVATE_SYSTEM: &str = r#"

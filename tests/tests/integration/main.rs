@@ -24,6 +24,7 @@ mod dispatch;
 mod documents;
 mod escape;
 mod every_limit;
+mod example_plugins;
 mod examples;
 mod faults;
 mod fuzz_corpus;
