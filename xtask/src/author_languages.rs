@@ -1,14 +1,23 @@
 //! `cargo xtask author-languages`: generates a plugin of each hook in JavaScript and Python with
-//! `hookrun new`, and builds and tests it with the ordinary tools of its language. Not part of the
-//! tests, because it downloads those tools.
+//! `hookrun new`, and builds and tests it with the ordinary tools of its language. Then it does the
+//! same with the commands of the pages about these languages. Not part of
+//! the tests, because it downloads those tools.
 
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::process::{self, CommandExt as _};
+
+/// Pages with commands that download tools.
+const PAGES: [&str; 4] = [
+    "examples/plugins/chat-notifier/README.md",
+    "examples/plugins/naming-gate/README.md",
+    "docs/book/src/first/javascript.md",
+    "docs/book/src/first/python.md",
+];
 
 const HOOKS: [&str; 3] = ["post-build", "diff", "builder-selection"];
 
@@ -42,6 +51,18 @@ pub(crate) fn run() -> Result<()> {
             }
             times.push(format!("{name}: {:.1} s", begun.elapsed().as_secs_f64()));
         }
+    }
+    for page in PAGES {
+        let begun = Instant::now();
+        let text = std::fs::read_to_string(process::repository().join(page))?;
+        let commands: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+        ensure!(!commands.is_empty(), "{page} has no commands");
+        // The pages say that the clone's examples are beside the new project.
+        let place = directory.join(page.replace('/', "-"));
+        std::fs::create_dir(&place)?;
+        std::os::unix::fs::symlink(process::repository().join("examples"), place.join("examples"))?;
+        run(&place, &["sh", "-e", "-x", "-c", &commands.join("\n")])?;
+        times.push(format!("{page}: {:.1} s", begun.elapsed().as_secs_f64()));
     }
     println!("from `hookrun new` to the first green test, with the installation of the tools:");
     for time in times {

@@ -1,16 +1,18 @@
-//! `cargo xtask checks`: the checks of CI apart from tests. All use the same compiled metadata of
-//! the dependencies.
+//! `cargo xtask checks`: the checks of CI apart from tests. The commands of Cargo use the same
+//! compiled metadata of the dependencies.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::machine::{self, Need};
-use crate::process::{CommandExt as _, cargo};
+use crate::process::{CommandExt as _, cargo, repository};
 use crate::{module_heads, width};
 
 /// The command that installs cargo-deny.
 const INSTALL: &str = "cargo install --locked cargo-deny";
+/// The command that installs mdBook.
+const INSTALL_MDBOOK: &str = "cargo install --locked mdbook";
 /// Messages of cargo-deny if it cannot fetch the database of advisories, a Git repository.
 const UNREACHABLE: [&str; 2] =
     ["failed to fetch advisory database", "failed to load advisory database"];
@@ -26,7 +28,19 @@ pub(crate) fn run() -> Result<()> {
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings")
         .run()?;
+    book()?;
     dependencies()
+}
+
+/// Builds the book of plugin authors into `target/book`. The tests check its commands and links
+/// also where mdBook is missing.
+fn book() -> Result<()> {
+    if !Command::new("mdbook").arg("--version").output().is_ok_and(|output| output.status.success())
+    {
+        eprintln!("note: docs/book was NOT built; run `{INSTALL_MDBOOK}` to build it");
+        return Ok(());
+    }
+    Command::new("mdbook").args(["build", "docs/book"]).current_dir(repository()).run()
 }
 
 /// Checks licences, bans and sources of all dependencies, and advisories if their database can be

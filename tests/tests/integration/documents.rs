@@ -10,14 +10,14 @@ use hookrun_tests::lab::{Need, hookrun_program, require, require_nix};
 
 /// Returns a directory for compiled dependencies of the crates in the documents, which later runs
 /// use again.
-fn target_directory() -> PathBuf {
+pub(crate) fn target_directory() -> PathBuf {
     let directory = hookrun_program().ancestors().nth(2).unwrap().join("documents");
     std::fs::create_dir_all(&directory).unwrap();
     directory
 }
 
 /// Returns a shell in an empty directory with `hookrun` and the toolchain of this repository.
-fn shell(directory: &Path) -> Command {
+pub(crate) fn shell(directory: &Path) -> Command {
     let bin = directory.join("bin");
     std::fs::create_dir(&bin).unwrap();
     symlink(hookrun_program(), bin.join("hookrun")).unwrap();

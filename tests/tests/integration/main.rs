@@ -11,6 +11,7 @@
 
 mod attack;
 mod bad_input;
+mod book;
 mod both_programs;
 mod builders;
 mod builders_commands;
