@@ -34,6 +34,7 @@
 
 extern crate self as hookrun_sdk;
 
+pub mod binary_cache;
 #[doc(hidden)]
 #[allow(
     clippy::all,

@@ -2,7 +2,8 @@
 //! `object-store = ["NAME"]`. The time that calls take does not count as the plugin's wall time.
 //!
 //! A call for many objects takes about as long as a call for one, so pass many keys to
-//! [`ObjectStore::exists`], and use [`ObjectStore::put_all`] and [`ObjectStore::put_nars`].
+//! [`ObjectStore::exists`], and use [`ObjectStore::put_all`]. To upload store paths to a binary
+//! cache, use [`binary_cache`](crate::binary_cache).
 
 use crate::Error;
 use crate::bindings::imports::hookrun::host::object_store;
@@ -31,15 +32,6 @@ impl Compression {
             Self::Xz => "xz",
         }
     }
-}
-
-/// The result of storing several NARs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredNars {
-    /// The stored NARs, in the order of the paths: all of them, or those before the first failure.
-    pub stored: Vec<StoredNar>,
-    /// The first failure, if there was one.
-    pub failure: Option<Error>,
 }
 
 /// An object store.
@@ -111,28 +103,6 @@ impl ObjectStore {
             "object-store.put-nar",
             object_store::put_nar(&self.name, key, compression.as_str(), level, nar)
         )
-    }
-
-    /// Sends the NARs of valid paths, several at a time. Each is stored below `directory`. Its
-    /// name, which [`StoredNar`] contains, is never used for different bytes. A NAR that another
-    /// run is sending, or has sent some minutes ago, is not sent again.
-    ///
-    /// # Errors
-    /// The call is not granted, or the first NAR could not be stored. A later failure is returned
-    /// together with the NARs that were stored before it.
-    pub fn put_nars(
-        &self,
-        directory: &str,
-        compression: Compression,
-        level: Option<i32>,
-        paths: &[String],
-    ) -> Result<StoredNars, Error> {
-        let (store, compression) = (&self.name, compression.as_str());
-        let sent = host!(
-            "object-store.put-nars",
-            object_store::put_nars(store, directory, compression, level, paths)
-        )?;
-        Ok(StoredNars { stored: sent.stored, failure: sent.failure.map(Error::from) })
     }
 
     /// Returns at most `max` keys that start with `prefix`.

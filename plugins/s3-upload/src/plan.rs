@@ -1,125 +1,107 @@
-//! Decides which paths to upload and in which order, and formats the result. Pure.
+//! Decides which paths to upload and in which form, and formats the result. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use hookrun_sdk::Outcome;
+use hookrun_sdk::binary_cache::{Group, Report};
 use hookrun_sdk::nix_store::PathInfo;
 
-/// Returns the paths that none of the keys in `skip` has signed. The others are counted in `signed`
-/// by key.
-pub(crate) fn not_signed_by(
-    infos: Vec<PathInfo>,
-    skip: &[String],
-    signed: &mut BTreeMap<String, usize>,
-) -> Vec<String> {
-    let mut wanted = Vec::with_capacity(infos.len());
-    for info in infos {
-        match skip.iter().find(|key| is_signed_by(&info, key)) {
-            Some(key) => *signed.entry(key.clone()).or_default() += 1,
-            None => wanted.push(info.path),
-        }
-    }
-    wanted
-}
+use crate::config::{Config, Rule, is_signed_by};
 
-/// Returns whether the path has a signature with the name of `key`. Nix has verified the signatures
-/// of paths that it substituted.
-pub(crate) fn is_signed_by(info: &PathInfo, key: &str) -> bool {
-    info.signatures.iter().any(|signature| names(signature, key))
-}
-
-/// Returns whether the signature has the name of `key`.
-pub(crate) fn names(signature: &str, key: &str) -> bool {
-    signature.split_once(':').is_some_and(|(name, _)| name == key)
-}
-
-/// Sorts a few paths so that each comes after its references.
-pub(crate) fn references_first(mut infos: Vec<PathInfo>) -> Vec<PathInfo> {
-    let mut ordered: Vec<PathInfo> = Vec::with_capacity(infos.len());
-    while !infos.is_empty() {
-        let waits = |info: &PathInfo| {
-            info.references
-                .iter()
-                .any(|path| *path != info.path && infos.iter().any(|other| other.path == *path))
-        };
-        // Nix allows no cycles. If there is one, it is cut at its first path.
-        let next = infos.iter().position(|info| !waits(info)).unwrap_or(0);
-        ordered.push(infos.remove(next));
-    }
-    ordered
-}
-
-/// Returns levels of `infos` (by index) that may become visible together. The references of a path
-/// are in earlier levels. `infos` are sorted with references first.
-pub(crate) fn levels<'a>(infos: impl Iterator<Item = &'a PathInfo>) -> Vec<Vec<usize>> {
-    let mut levels: Vec<Vec<usize>> = Vec::new();
-    let mut level_of: HashMap<&str, usize> = HashMap::new();
-    for (index, info) in infos.enumerate() {
-        let references = info.references.iter().filter(|path| **path != info.path);
-        let behind = references.filter_map(|path| level_of.get(path.as_str()));
-        let level = behind.max().map_or(0, |level| level + 1);
-        level_of.insert(&info.path, level);
-        if level >= levels.len() {
-            levels.push(Vec::new());
-        }
-        if let Some(level) = levels.get_mut(level) {
-            level.push(index);
-        }
-    }
-    levels
-}
-
-/// Counts of an upload.
+/// The paths to upload, by form, and those to leave out.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
-    /// The number of uploaded paths.
-    pub uploaded: usize,
-    /// The stored size of the uploaded paths, in bytes.
-    pub file_bytes: u64,
-    /// The NAR size of the uploaded paths, in bytes.
-    pub nar_bytes: u64,
-    /// The number of paths that the cache already had.
-    pub present: usize,
-    /// The number of skipped paths for each key that has signed them.
-    pub signed: BTreeMap<String, usize>,
-    /// The number of outputs that are not valid any longer.
-    pub invalid: usize,
-    /// The number of uploaded paths that need a signature and have none.
-    pub unsigned: usize,
+pub(crate) struct Plan {
+    groups: BTreeMap<Option<usize>, Vec<String>>,
+    /// Paths that are not uploaded.
+    pub elsewhere: Vec<String>,
+    /// The number of them that are signed, for each key.
+    signed: BTreeMap<String, u64>,
+    /// The number of them that a rule leaves out.
+    left_out: u64,
 }
 
-impl Tally {
-    /// Returns the outcome with message and values.
-    pub(crate) fn outcome(&self) -> Outcome {
-        let Self { uploaded, file_bytes, nar_bytes, present, signed, invalid, unsigned: _ } = self;
+impl Plan {
+    /// Adds a path about which nothing needs to be known.
+    pub(crate) fn add(&mut self, path: String) {
+        self.groups.entry(None).or_default().push(path);
+    }
+
+    /// Decides about a path.
+    pub(crate) fn decide(&mut self, config: &Config, info: PathInfo) {
+        if let Some(key) = config.skip_signed_by.iter().find(|key| is_signed_by(&info, key)) {
+            *self.signed.entry(key.clone()).or_default() += 1;
+            self.elsewhere.push(info.path);
+            return;
+        }
+        let rule = config.paths.iter().position(|rule| rule.matches(&info));
+        if rule.and_then(|rule| config.paths.get(rule)).and_then(|rule| rule.upload) == Some(false)
+        {
+            self.left_out += 1;
+            self.elsewhere.push(info.path);
+            return;
+        }
+        self.groups.entry(rule).or_default().push(info.path);
+    }
+
+    /// Returns the paths to upload.
+    pub(crate) fn groups(&mut self, config: &Config) -> Vec<Group> {
+        let plain = Rule::default();
+        let groups = std::mem::take(&mut self.groups).into_iter();
+        groups
+            .map(|(rule, paths)| {
+                let rule = rule.and_then(|rule| config.paths.get(rule)).unwrap_or(&plain);
+                let other = rule.compression.is_some_and(|other| other != config.compression);
+                Group {
+                    paths,
+                    compression: rule.compression.unwrap_or(config.compression).into(),
+                    // The level of one format has no meaning in another.
+                    level: rule.level.or(config.level.filter(|_| !other)),
+                    storage_class: rule.storage_class.clone(),
+                    tags: rule.tags.clone().into_iter().collect(),
+                }
+            })
+            .collect()
+    }
+
+    /// Returns the outcome of an upload after which `invalid` outputs are not valid any longer.
+    pub(crate) fn outcome(&self, report: &Report, invalid: usize) -> Outcome {
+        let Report { uploaded, file_bytes, nar_bytes, present, signed, different, .. } = report;
         let mut parts = vec![match uploaded {
             0 => "uploaded nothing".to_owned(),
             1 => format!("uploaded 1 path ({})", size(*file_bytes)),
             many => format!("uploaded {many} paths ({})", size(*file_bytes)),
         }];
-        if *present > 0 {
-            parts.push(format!("{present} present"));
+        let mut add = |count: u64, what: &str| {
+            if count > 0 {
+                parts.push(format!("{count} {what}"));
+            }
+        };
+        add(*present, "present");
+        add(*signed, "of them signed again");
+        add(*different, "of them with other contents in the cache");
+        for (key, count) in &self.signed {
+            add(*count, &format!("signed by {key}"));
         }
-        parts.extend(signed.iter().map(|(key, count)| format!("{count} signed by {key}")));
-        if *invalid > 0 {
-            parts.push(format!("{invalid} not valid any longer"));
-        }
+        add(self.left_out, "left out");
+        add(invalid as u64, "not valid any longer");
         Outcome::new(parts.join(", "))
             .detail("uploaded", uploaded)
             .detail("file-bytes", file_bytes)
             .detail("nar-bytes", nar_bytes)
             .detail("present", present)
-            .detail("skipped", signed.values().sum::<usize>())
+            .detail("skipped", self.elsewhere.len())
     }
 }
 
 /// Formats a size, such as `1.2 MiB`.
-pub(crate) fn size(bytes: u64) -> String {
+fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use hookrun_sdk::object_store::Compression;
+
     use super::*;
 
     pub(crate) fn info(path: &str, references: &[&str]) -> PathInfo {
@@ -136,60 +118,73 @@ pub(crate) mod tests {
         }
     }
 
+    fn config(text: &str) -> Config {
+        serde_json::from_str(text).unwrap()
+    }
+
     #[test]
-    fn paths_signed_by_a_named_key_are_skipped() {
+    fn paths_signed_by_a_named_key_are_elsewhere() {
+        let config = config(r#"{"bucket": "c", "skip-signed-by": ["cache.nixos.org-1"]}"#);
         let mut signed = info("/s/a", &[]);
         signed.signatures = vec!["other-1:x".into(), "cache.nixos.org-1:y".into()];
-        let mut by_key = BTreeMap::new();
-        let infos = vec![signed.clone(), info("/s/b", &["/s/a"])];
-        let wanted = not_signed_by(infos, &["cache.nixos.org-1".into()], &mut by_key);
-        assert_eq!(wanted, ["/s/b"]);
-        assert_eq!(by_key["cache.nixos.org-1"], 1);
+        let mut plan = Plan::default();
+        plan.decide(&config, signed.clone());
+        plan.decide(&config, info("/s/b", &["/s/a"]));
+        assert_eq!(plan.elsewhere, ["/s/a"]);
+        assert_eq!(plan.signed["cache.nixos.org-1"], 1);
+        assert_eq!(plan.groups(&config)[0].paths, ["/s/b"]);
         assert!(!is_signed_by(&signed, "cache.nixos.org"));
         assert!(!is_signed_by(&signed, "cache.nixos.org-1:y"));
     }
 
     #[test]
-    fn references_come_before_referrers() {
-        let infos = vec![
-            info("/s/dev", &["/s/out", "/s/libc"]),
-            info("/s/out", &["/s/out", "/s/lib"]),
-            info("/s/lib", &[]),
-        ];
-        let paths: Vec<String> =
-            references_first(infos).into_iter().map(|info| info.path).collect();
-        assert_eq!(paths, ["/s/lib", "/s/out", "/s/dev"]);
-        assert_eq!(
-            references_first(vec![info("/s/a", &["/s/b"]), info("/s/b", &["/s/a"])]).len(),
-            2
+    fn the_first_rule_that_matches_decides() {
+        let config = config(
+            r#"{"bucket": "c", "level": 5, "paths": [
+                {"name": "*.iso", "upload": false},
+                {"name": "*-debug", "compression": "xz", "storage-class": "STANDARD_IA", "tags": {"kind": "debug"}},
+                {"name": "a*", "level": 19}
+            ]}"#,
         );
-    }
-
-    #[test]
-    fn a_path_becomes_visible_after_its_references() {
-        let infos = [
-            info("/s/a", &["/s/a", "/s/elsewhere"]),
-            info("/s/b", &[]),
-            info("/s/c", &["/s/a"]),
-            info("/s/d", &["/s/b", "/s/c"]),
-            info("/s/e", &["/s/b"]),
-        ];
-        assert_eq!(levels(infos.iter()), [vec![0, 1], vec![2, 4], vec![3]]);
-        assert!(levels(std::iter::empty()).is_empty());
+        let mut plan = Plan::default();
+        for path in ["/s/0-a-debug", "/s/1-a.iso", "/s/2-a", "/s/3-b"] {
+            plan.decide(&config, info(path, &[]));
+        }
+        assert_eq!((plan.elsewhere.clone(), plan.left_out), (vec!["/s/1-a.iso".to_owned()], 1));
+        let plain = Group { level: Some(5), ..Group::default() };
+        let group = |path: &str, group: Group| Group { paths: vec![path.to_owned()], ..group };
+        assert_eq!(
+            plan.groups(&config),
+            [
+                group("/s/3-b", plain.clone()),
+                group(
+                    "/s/0-a-debug",
+                    Group {
+                        compression: Compression::Xz,
+                        level: None,
+                        storage_class: Some("STANDARD_IA".to_owned()),
+                        tags: vec![("kind".to_owned(), "debug".to_owned())],
+                        ..Group::default()
+                    }
+                ),
+                group("/s/2-a", Group { level: Some(19), ..plain }),
+            ]
+        );
     }
 
     #[test]
     fn the_outcome_has_counts_and_sizes() {
-        let mut tally =
-            Tally { uploaded: 3, file_bytes: 1_258_300, present: 5, ..Tally::default() };
-        tally.signed.insert("cache.nixos.org-1".into(), 12);
+        let mut plan = Plan::default();
+        plan.signed.insert("cache.nixos.org-1".into(), 12);
+        let report = Report { uploaded: 3, file_bytes: 1_258_300, present: 5, ..Report::default() };
         assert_eq!(
-            tally.outcome().message,
+            plan.outcome(&report, 0).message,
             "uploaded 3 paths (1.2 MiB), 5 present, 12 signed by cache.nixos.org-1"
         );
+        let report = Report { present: 1, signed: 1, ..Report::default() };
         assert_eq!(
-            Tally { present: 1, invalid: 1, ..Tally::default() }.outcome().message,
-            "uploaded nothing, 1 present, 1 not valid any longer"
+            Plan::default().outcome(&report, 1).message,
+            "uploaded nothing, 1 present, 1 of them signed again, 1 not valid any longer"
         );
     }
 

@@ -5,7 +5,7 @@ use toml::toml;
 use super::{Row, act};
 
 /// Every host function that takes a list or a string.
-const GIANTS: [&str; 25] = [
+const GIANTS: [&str; 26] = [
     "log.write",
     "log.write-fields",
     "state.get",
@@ -24,7 +24,8 @@ const GIANTS: [&str; 25] = [
     "object-store.put-all-objects",
     "object-store.put-all-body",
     "object-store.put-nar",
-    "object-store.put-nars",
+    "binary-cache.push-paths",
+    "binary-cache.push-key",
     "object-store.list",
     "signing.sign-path",
     "signing.sign-paths",

@@ -72,21 +72,31 @@ fn objects() -> Vec<Row> {
     let put = |name: &str, store: &str, key: &str| {
         act(name, toml! { act = "put" store = store key = key })
     };
+    let push = |name: &str, store: &str, key: &str, path: &str| {
+        act(name, toml! { act = "push" store = store key = key path = path })
+    };
     vec![
-        put("put-parent", "own", "../neighbour/nix-cache-info").ends("permanent", "is not a valid key"),
+        put("put-parent", "own", "../neighbour/nix-cache-info")
+            .ends("permanent", "is not a valid key"),
         put("put-parent-inside", "own", "a/../../b").ends("permanent", "is not a valid key"),
         put("put-absolute", "own", "/etc/cron.d/hostile").ends("permanent", "is not a valid key"),
         put("put-empty", "own", "").ends("permanent", "is not a valid key"),
         put("put-dot", "own", ".").ends("permanent", "is not a valid key"),
         put("put-nul", "own", "a\u{0}b").ends("permanent", "is not a valid key"),
         put("put-line-break", "own", "a\r\nb").ends("permanent", "is not a valid key"),
-        act("put-nars-parent", toml! { act = "put-nars" store = "own" directory = "../neighbour" path = "{out}" })
-            .ends("permanent", "is not a valid key"),
-        act("put-nars-out-of-scope", toml! { act = "put-nars" store = "own" directory = "nar" path = "{store}/00bgd045z0d4icpbc2yyz4gx48ak44la-not-in-scope" })
-            .ends("permanent", "may not read"),
-        act("put-nars-to-neighbour", toml! { act = "put-nars" store = "neighbour" directory = "nar" path = "{out}" })
+        push(
+            "push-out-of-scope",
+            "own",
+            "own-1",
+            "{store}/00bgd045z0d4icpbc2yyz4gx48ak44la-not-in-scope",
+        )
+        .ends("permanent", "may not read"),
+        push("push-to-neighbour", "neighbour", "own-1", "{out}")
             .ends("permanent", "has no grant for object-store `neighbour`"),
-        act("put-long-key", toml! { act = "put-long-key" store = "own" }).ends("permanent", "bytes"),
+        push("push-signed-by-neighbour", "own", "neighbour-1", "{out}")
+            .ends("permanent", "has no grant for signing `neighbour-1`"),
+        act("put-long-key", toml! { act = "put-long-key" store = "own" })
+            .ends("permanent", "bytes"),
         act("put-content-type", toml! { act = "put-content-type" store = "own" })
             .ends("permanent", "is not a content type"),
         put("put-to-neighbour", "neighbour", "key")

@@ -200,16 +200,20 @@ fn a_path_that_two_tasks_need_is_sent_once() {
             uploader.plugin.run_event(&uploader.services, &right, 1)
         )
     });
-    expect_done(&reports.0, "uploaded 2 paths (");
-    expect_done(&reports.1, "uploaded 2 paths (");
+    let in_order = reports.0.outcome.message().starts_with("uploaded 2");
+    let (first, second) = if in_order { reports } else { (reports.1, reports.0) };
+    expect_done(&first, "uploaded 2 paths (");
+    expect_done(&second, "uploaded 1 path (");
+    assert!(second.outcome.message().ends_with(", 1 present"), "{second:?}");
     let requests = server.requests();
     // Three NARs, and one of them again to learn whether the server honours conditions.
     assert_eq!(count(&requests, "PUT ", "/nar/"), 3 + 1, "{requests:#?}");
     server.expect_written_once();
+    assert_eq!(count(&requests, "PUT ", ".narinfo"), 3, "three narinfos in all: {requests:#?}");
     expect_done(&uploader.run(&scene.build_event("later")), "uploaded 1 path (");
     let asked = server.requests().len() - requests.len();
-    // A look-up, the nix-cache-info, the NAR and the narinfo.
-    assert_eq!(asked, 4, "{:#?}", &server.requests()[requests.len()..]);
+    // A look-up, the NAR and the narinfo.
+    assert_eq!(asked, 3, "{:#?}", &server.requests()[requests.len()..]);
 }
 
 #[test]

@@ -81,6 +81,8 @@ macro_rules! services {
 }
 
 services! {
+    /// The uploads to binary caches.
+    binary_caches: binary_cache::BinaryCaches,
     /// The signing keys.
     signing_keys: signing::SigningKeys,
     /// The object stores.

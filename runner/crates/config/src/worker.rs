@@ -41,6 +41,9 @@ impl Priority {
     }
 }
 
+/// Enough for the parts and the compressor of one large NAR.
+const MIN_UPLOAD_MEMORY: u64 = 64 << 20;
+
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Worker {
@@ -50,6 +53,9 @@ pub struct Worker {
     pub priority: Priority,
     /// Maximum number of tasks that run at the same time.
     pub concurrency: usize,
+    /// Memory for the uploads of one process.
+    #[serde(deserialize_with = "size")]
+    pub upload_memory: u64,
     /// A worker started by a hook exits after this time without work.
     #[serde(deserialize_with = "duration")]
     pub idle_exit: Duration,
@@ -79,6 +85,7 @@ impl Default for Worker {
             start: Start::default(),
             priority: Priority::default(),
             concurrency: 4,
+            upload_memory: 256 << 20,
             idle_exit: Duration::from_secs(10),
             keep: Duration::from_hours(30 * 24),
             roots_max_age: Duration::from_hours(14 * 24),
@@ -97,6 +104,12 @@ impl Worker {
             return Err(KeyError::new(
                 &["concurrency"],
                 "`concurrency` must be at least 1; write `concurrency = 4`",
+            ));
+        }
+        if self.upload_memory < MIN_UPLOAD_MEMORY {
+            return Err(KeyError::new(
+                &["upload-memory"],
+                "`upload-memory` must be at least 64 MiB; write `upload-memory = \"256MiB\"`",
             ));
         }
         Ok(())

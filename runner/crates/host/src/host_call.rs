@@ -58,6 +58,7 @@
 //! ```
 
 mod admission;
+mod binary_cache;
 mod call;
 mod call_context;
 mod config;
@@ -303,7 +304,9 @@ impl RunState {
         let waiting = call.waiting.then(|| self.clock.wait());
         let deadline = self.clock.deadline();
         let script = self.services.script().filter(|_| call.is_of_hookrun());
-        let scripted = script.and_then(|it| it.host_call(&call.name().to_string(), &arguments));
+        let scripted = script.and_then(|script| {
+            call.scripted_names().find_map(|name| script.host_call(&name, &arguments))
+        });
         let error = scripted.as_ref().and_then(|it| it.error(&call.name().to_string()));
         let mut result = match error {
             Some(error) => Err(error),

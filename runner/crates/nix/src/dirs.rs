@@ -134,6 +134,11 @@ impl Dirs {
         self.state.join("verifications")
     }
 
+    /// Returns the directory of the record of paths that binary caches are known to have (0700).
+    pub fn presence(&self) -> PathBuf {
+        self.state.join("presence")
+    }
+
     /// Returns the file that the worker locks.
     pub fn worker_lock(&self) -> PathBuf {
         self.state.join("worker.lock")

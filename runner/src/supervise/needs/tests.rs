@@ -34,7 +34,8 @@ fn a_store_in_a_directory_needs_no_network() {
     let paths = |set: &BTreeSet<PathBuf>| {
         set.iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
     };
-    let written = ["/var/lib/hookrun/object-stores/cache", "/var/lib/hookrun/uploads"];
+    let state = |name: &str| format!("/var/lib/hookrun/{name}");
+    let written = ["object-stores/cache", "presence", "uploads"].map(state);
     assert_eq!(paths(&wall.write), written);
     assert_eq!(paths(&wall.read), ["/nix/store", "/nix/var/nix/db", "/var/lib/hookrun/artifacts"]);
     assert!(!wall.network && wall.connect.is_empty());

@@ -74,8 +74,8 @@ pub(crate) enum Act {
     Sign { key: String, path: String },
     /// Writes an object.
     Put { store: String, key: String },
-    /// Writes the NAR of a path below a directory.
-    PutNars { store: String, directory: String, path: String },
+    /// Uploads a path to a cache, signed by a key.
+    Push { store: String, key: String, path: String },
     /// Writes an object with a key of 100,000 bytes.
     PutLongKey { store: String },
     /// Writes an object with a content type that contains another header.
@@ -194,9 +194,7 @@ impl Act {
             Self::NotUtf8 => reach::not_utf8(),
             Self::Sign { key, path } => reach::sign(&key, &here.fill(&path)),
             Self::Put { store, key } => reach::put(&store, &key),
-            Self::PutNars { store, directory, path } => {
-                reach::put_nars(&store, &directory, here.fill(&path))
-            }
+            Self::Push { store, key, path } => reach::push(&store, key, here.fill(&path)),
             Self::PutLongKey { store } => reach::put(&store, &"k".repeat(100_000)),
             Self::PutContentType { store } => reach::put_content_type(&store),
             Self::Get { store, key } => reach::get(&store, &key),

@@ -1,6 +1,7 @@
 //! A large list or string as an argument of each host function. 16 MiB is twice the limit of one
 //! call, and less than the memory limit of a guest.
 
+use hookrun_sdk::binary_cache::{self, Group, Settings};
 use hookrun_sdk::log::{self, Level};
 use hookrun_sdk::mail::{self, Message};
 use hookrun_sdk::nix_store;
@@ -60,8 +61,13 @@ pub(crate) fn giant(call: &str, here: &Here) -> Result<Outcome, Failure> {
             let content_type = "text/plain".to_owned();
             store().put_all(&[Object { key: "key".to_owned(), content_type, body }])?;
         }
-        "object-store.put-nars" => {
-            drop(store().put_nars(&text(), Compression::None, Some(i32::MAX), &list())?);
+        "binary-cache.push-paths" => {
+            let paths = Group { paths: list(), level: Some(i32::MAX), ..Group::default() };
+            drop(binary_cache::push("own", &Settings::default(), &[paths], &[])?);
+        }
+        "binary-cache.push-key" => {
+            let settings = Settings { keys: vec![text()], ..Settings::default() };
+            drop(binary_cache::push("own", &settings, &[], &[])?);
         }
         "object-store.put-nar" => {
             let nar = nix_store::open_nar(&here.out)?;

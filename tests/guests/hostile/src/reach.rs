@@ -1,8 +1,9 @@
 //! Attacks on what is not granted, through the interfaces of the host.
 
+use hookrun_sdk::binary_cache::{self, Group, Settings};
 use hookrun_sdk::mail::{self, Message};
 use hookrun_sdk::nix_store;
-use hookrun_sdk::object_store::{Compression, ObjectStore};
+use hookrun_sdk::object_store::ObjectStore;
 use hookrun_sdk::{Failure, Outcome, http, signing, state};
 
 use crate::escaped;
@@ -49,9 +50,11 @@ pub(crate) fn put(store: &str, key: &str) -> Result<Outcome, Failure> {
     escaped(format!("wrote {key} to {store}"))
 }
 
-pub(crate) fn put_nars(store: &str, directory: &str, path: String) -> Result<Outcome, Failure> {
-    let sent = ObjectStore::named(store).put_nars(directory, Compression::None, None, &[path])?;
-    escaped(format!("wrote {:?} to {store}", sent.stored))
+pub(crate) fn push(store: &str, key: String, path: String) -> Result<Outcome, Failure> {
+    let settings = Settings { keys: vec![key], ..Settings::default() };
+    let paths = Group { paths: vec![path], ..Group::default() };
+    let report = binary_cache::push(store, &settings, &[paths], &[])?;
+    escaped(format!("uploaded {} paths to {store}", report.uploaded))
 }
 
 pub(crate) fn put_content_type(store: &str) -> Result<Outcome, Failure> {

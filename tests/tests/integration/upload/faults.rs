@@ -65,7 +65,7 @@ fn wrong_settings_of_the_operator_are_refused_with_the_fix() {
         let report = run(&scene, &scene.build_event("alpha"));
         let Outcome::Refused { message } = &report.outcome else { panic!("{code}: {report:?}") };
         assert!(message.contains(code) && message.contains(fix), "{message}");
-        assert_eq!(server.requests().len(), 2, "a HEAD and a GET: {:?}", server.requests());
+        assert_eq!(server.requests().len(), 2, "no retries: {:?}", server.requests());
     }
 }
 
@@ -100,7 +100,7 @@ fn a_write_that_is_forbidden_is_refused() {
 
 #[test]
 fn a_server_that_does_not_answer_is_a_transient_failure() {
-    for method in ["HEAD", "PUT"] {
+    for method in ["GET", "PUT"] {
         let (scene, _server) = with_faults(toml! { timeout = "300ms" }, move |asked| {
             asked.starts_with(method).then_some(Fault::Hang)
         });

@@ -21,7 +21,7 @@ use http::{HeaderValue, Method};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::pace::Pace;
+use super::pace::{self, Pace};
 use super::tls::Tls;
 
 const USER_AGENT: &str = concat!("hookrun/", env!("CARGO_PKG_VERSION"));
@@ -128,6 +128,7 @@ impl HttpService for Bounded {
             request.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
         }
         let paused = |paused| HttpError::new(HttpErrorKind::Unknown, paused);
+        let permit = self.pace.permit(request.body().content_length()).await;
         self.pace.wait().await.map_err(paused)?;
         let answering = if completes { self.timeout * COMPLETE_TIMES } else { self.timeout };
         let sending = Duration::from_secs(request.body().content_length() as u64 / SLOWEST);
@@ -135,6 +136,8 @@ impl HttpService for Bounded {
         let answer = tokio::time::timeout(allowed, self.inner.execute(request));
         let (head, body) = answer.await.map_err(|_| late(allowed))??.into_parts();
         self.pace.answered(head.status, &head.headers);
+        permit.answered(pace::is_throttled(head.status));
+        drop(permit);
         if !head.status.is_success() {
             let message = error_message(body, self.timeout).await;
             return Ok(HttpResponse::from_parts(head, message.into()));

@@ -24,6 +24,7 @@ mod role;
 mod s3;
 mod signed;
 mod stored;
+mod throttle;
 mod tls;
 mod transfers;
 mod upload;
@@ -32,7 +33,7 @@ pub use attributes::ObjectAttributes;
 pub use bucket::{
     Bucket, Fetched, Incomplete, Listed, PARALLEL_REQUESTS as BUCKET_REQUESTS, Streamed,
 };
-pub use nars::StoredNar;
+pub use nars::{SMALL_NAR, StoredNar};
 pub use once::Creation;
 
 use std::cell::Cell;
@@ -45,12 +46,12 @@ use std::time::Duration;
 use ::object_store::path::Path;
 use ::object_store::{Error, ObjectStoreExt as _};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 
 use self::connector::PAGES;
 use self::error::{Answer, explain};
 use self::half_done::HalfDone;
-use self::nars::NAR_MEMORY;
+use self::nars::NarMemory;
 use self::once::Name;
 use self::open::Open;
 use self::present::{Present, Uploads};
@@ -81,8 +82,8 @@ pub struct ObjectStores {
     half_done: HalfDone,
     /// Those that have nothing left of killed processes.
     swept: Mutex<BTreeMap<String, Arc<OnceCell<()>>>>,
-    /// MiB that uploads may still take.
-    memory: Semaphore,
+    /// Memory for uploads of NARs.
+    memory: NarMemory,
 }
 
 /// A small object to be written.
@@ -143,7 +144,7 @@ impl ObjectStores {
             uploads: Uploads::default(),
             half_done: HalfDone::below(dirs.uploads()),
             swept: Mutex::default(),
-            memory: Semaphore::new(NAR_MEMORY as usize),
+            memory: NarMemory::new(config.worker.upload_memory),
         }
     }
 
@@ -405,6 +406,14 @@ impl ObjectStores {
             let reason = explain(&open, "remove", &key, &error).message;
             format!("{reason}; uploads work without that permission, and `{key}` stays there")
         }))
+    }
+
+    /// Returns where the store `name` is, for messages and records.
+    ///
+    /// # Errors
+    /// As [`ObjectStores::check`].
+    pub fn place(&self, name: &str) -> Result<String, CapabilityError> {
+        self.open(name).map(|open| open.place)
     }
 
     /// The store called `name`, opened if it is not yet.

@@ -1,11 +1,10 @@
-//! Uploads of NARs: one, or several at once, within the memory that all uploads share.
+//! Uploads of NARs, within the memory that all uploads of this process share.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use ::object_store::path::Path;
-use futures_util::StreamExt as _;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::attributes::ObjectAttributes;
 use super::once::Creation;
@@ -16,12 +15,47 @@ use crate::CapabilityError;
 use crate::nix_store::Nar;
 use hookrun_nix::nar::{Compression, Expected, Written};
 
-/// NARs of one call that are read, compressed and sent at once.
-const PARALLEL_NARS: usize = 16;
+/// The size up to which a NAR is small.
+pub const SMALL_NAR: u64 = 4 << 20;
+/// The share of the memory that only small NARs may use, as a divisor. They never wait for large
+/// ones.
+const SMALL_SHARE: u32 = 4;
+/// One unit of memory.
+const MIB: u64 = 1 << 20;
 
-/// Memory that all uploads of NARs in this process take together, in MiB. One that needs more by
-/// itself (xz at its highest level) goes alone.
-pub(super) const NAR_MEMORY: u32 = 512;
+/// The memory for uploads of NARs that is left, in MiB. A NAR that needs more than there is (xz at
+/// its highest level) takes all that large NARs have.
+#[derive(Debug)]
+pub(super) struct NarMemory {
+    small: Semaphore,
+    large: Semaphore,
+    most_small: u32,
+    most_large: u32,
+}
+
+impl NarMemory {
+    /// So many bytes for all uploads.
+    pub(super) fn new(bytes: u64) -> Self {
+        let all = u32::try_from(bytes / MIB).unwrap_or(u32::MAX).max(SMALL_SHARE);
+        let most_small = all / SMALL_SHARE;
+        let most_large = all - most_small;
+        let semaphore = |permits: u32| Semaphore::new(permits as usize);
+        let (small, large) = (semaphore(most_small), semaphore(most_large));
+        Self { small, large, most_small, most_large }
+    }
+
+    /// Waits until a NAR of `nar_size` bytes may use `memory` bytes.
+    async fn take(&self, nar_size: u64, memory: u64) -> Option<SemaphorePermit<'_>> {
+        let (semaphore, most) = if nar_size <= SMALL_NAR {
+            (&self.small, self.most_small)
+        } else {
+            (&self.large, self.most_large)
+        };
+        let wanted = u32::try_from(memory.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, most);
+        // It is never closed.
+        semaphore.acquire_many(wanted).await.ok()
+    }
+}
 
 /// A NAR in a store. Hash and size are those of the stored object, whoever wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,36 +109,6 @@ impl ObjectStores {
         self.noticed(name, result)
     }
 
-    /// As [`ObjectStores::put_nar_once`] for several at once. What was stored is that of the first
-    /// `nars`, in their order; if one of them fails, those behind it are left. `sent` is set as soon
-    /// as one was sent.
-    pub async fn put_nars(
-        &self,
-        name: &str,
-        directory: &str,
-        compression: Compression,
-        nars: Vec<Nar>,
-        sent: &AtomicBool,
-    ) -> (Vec<StoredNar>, Option<CapabilityError>) {
-        let mut stored = Vec::with_capacity(nars.len());
-        let attributes = &ObjectAttributes::default();
-        let mut sending = futures_util::stream::iter(nars)
-            .map(|nar| async move {
-                let one = self.put_nar_once(name, directory, compression, nar, attributes).await?;
-                sent.fetch_or(one.created, Ordering::Relaxed);
-                Ok(one)
-            })
-            .buffered(PARALLEL_NARS);
-        while let Some(result) = sending.next().await {
-            match result {
-                Ok(one) => stored.push(one),
-                Err(error) => return (stored, Some(error)),
-            }
-        }
-        drop(sending);
-        (stored, None)
-    }
-
     async fn put_or_find(
         &self,
         name: &str,
@@ -137,10 +141,8 @@ impl ObjectStores {
         attributes: &ObjectAttributes,
     ) -> Result<(Written, Creation), CapabilityError> {
         self.swept(open).await;
-        let bytes = put_nar::memory(compression, nar.expected.nar_size);
-        let wanted = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).min(NAR_MEMORY);
-        // It is never closed.
-        let _taken = self.memory.acquire_many(wanted).await.ok();
+        let memory = put_nar::memory(compression, nar.expected.nar_size);
+        let _taken = self.memory.take(nar.expected.nar_size, memory).await;
         let Expected { path: store_path, nar_size, .. } = &nar.expected;
         let under_way = self.transfers.begin(&open.name, store_path, *nar_size).into();
         let of_nars = ObjectAttributes::content_type(put_nar::CONTENT_TYPE);

@@ -1,5 +1,6 @@
 //! The rate that a server asks for: after an answer with `Retry-After`, no request is sent to it
-//! before that time, by any call of this process.
+//! before that time, by any call of this process. The number of requests at the same time follows
+//! its answers, too ([`super::throttle`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
+
+use super::throttle::{Permit, Throttle};
 
 /// The longest time that a call waits by itself. If the server asks for more, calls fail, and the
 /// queue waits.
@@ -20,6 +23,7 @@ const MAX_JITTER: Duration = Duration::from_secs(2);
 pub(super) struct Pace {
     until: Mutex<Option<Instant>>,
     throttled: AtomicU64,
+    throttle: Throttle,
 }
 
 /// The server asked to wait longer than a call waits.
@@ -40,9 +44,14 @@ impl Pace {
         Ok(())
     }
 
+    /// Waits until one more request, with a body of this size, may be under way.
+    pub(super) async fn permit(&self, body: usize) -> Permit<'_> {
+        self.throttle.permit(body).await
+    }
+
     /// Notes an answer.
     pub(super) fn answered(&self, status: StatusCode, headers: &HeaderMap) {
-        if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        if !is_throttled(status) {
             return;
         }
         self.throttled.fetch_add(1, Ordering::Relaxed);
@@ -64,6 +73,11 @@ impl Pace {
     pub(super) fn throttled(&self) -> u64 {
         self.throttled.load(Ordering::Relaxed)
     }
+}
+
+/// Returns whether an answer asks for fewer requests.
+pub(super) fn is_throttled(status: StatusCode) -> bool {
+    matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// The value of `Retry-After` (RFC 9110, section 10.2.3): seconds or a date.

@@ -35,7 +35,9 @@ impl RunState {
             return Err(self.stop_in(*call, limit, Some(count)));
         }
         let name = call.name();
-        if let Err(refusal) = self.plugin.effective.check(&self.plugin.wants, call.need) {
+        let mut needs = [call.need].into_iter().chain(call.also.iter().copied());
+        let check = |need| self.plugin.effective.check(&self.plugin.wants, need);
+        if let Err(refusal) = needs.try_for_each(check) {
             *self.denied.entry(name).or_default() += 1;
             tracing::debug!(plugin = self.plugin.plugin.name, call = %name, "refused");
             return Ok(Some(Refused::Denied(

@@ -10,6 +10,8 @@ use hookrun_config::Limit;
 pub struct HostCall<'a> {
     pub(super) need: Need<'a>,
     function: &'static str,
+    interface: Option<&'static str>,
+    pub(super) also: &'a [Need<'a>],
     pub(super) sent: u64,
     pub(super) items: usize,
     pub(super) waiting: bool,
@@ -19,7 +21,20 @@ pub struct HostCall<'a> {
 impl<'a> HostCall<'a> {
     /// Describes a call of `function`, whose arguments have `sent` bytes and which requires `need`.
     pub fn new(need: Need<'a>, function: &'static str, sent: u64) -> Self {
-        Self { need, function, sent, items: 0, waiting: false, lasting: false }
+        let (interface, also) = (None, &[][..]);
+        Self { need, function, interface, also, sent, items: 0, waiting: false, lasting: false }
+    }
+
+    /// The call is of this interface, which is not that of the capability.
+    #[must_use]
+    pub fn of(self, interface: &'static str) -> Self {
+        Self { interface: Some(interface), ..self }
+    }
+
+    /// The call also needs these.
+    #[must_use]
+    pub fn also(self, also: &'a [Need<'a>]) -> Self {
+        Self { also, ..self }
     }
 
     /// Sets the length of the longest list among the arguments.
@@ -55,7 +70,19 @@ impl<'a> HostCall<'a> {
         Self { sent, ..self }
     }
 
+    /// Returns the names under which a script may answer the call: its own, and one for each
+    /// capability that it needs.
+    pub(super) fn scripted_names(&self) -> impl Iterator<Item = String> {
+        let function = self.function;
+        let needs = [self.need].into_iter().chain(self.also.iter().copied());
+        let by_need = needs.map(move |need| format!("{}.{function}", need.interface()));
+        [self.name().to_string()].into_iter().chain(by_need)
+    }
+
     pub(super) fn name(&self) -> CallName {
-        CallName { interface: self.need.interface(), function: self.function }
+        CallName {
+            interface: self.interface.unwrap_or(self.need.interface()),
+            function: self.function,
+        }
     }
 }

@@ -1,21 +1,17 @@
 //! The host functions of `object-store`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
 use super::wire_size::wave_record;
-use super::{HostCall, RunState, WireSize, wit_error};
-use crate::bindings::hookrun::host::object_store::{Error, Host, Object, StoredNar, StoredNars};
+use super::{HostCall, RunState, WireSize};
+use crate::bindings::hookrun::host::object_store::{Error, Host, Object, StoredNar};
 use hookrun_capability::CapabilityError;
 use hookrun_capability::grants::Need;
-use hookrun_capability::nix_store::{Nar, StoreScopeCheck, blocking};
-use hookrun_capability::object_store::{Object as ToWrite, StoredNar as InStore};
+use hookrun_capability::nix_store::Nar;
+use hookrun_capability::object_store::Object as ToWrite;
 use hookrun_config::Capability;
 use hookrun_config::Limit;
-use hookrun_nix::database::PathInfo;
 use hookrun_nix::nar::{Compression, Expected, Written};
 
 impl Host for RunState {
@@ -133,73 +129,6 @@ impl Host for RunState {
         .await
     }
 
-    async fn put_nars(
-        &mut self,
-        store: String,
-        directory: String,
-        compression: String,
-        level: Option<i32>,
-        paths: Vec<String>,
-    ) -> Result<Result<StoredNars, Error>> {
-        self.trace(&[&store, &directory, &compression, &level, &paths]);
-        let name = store.clone();
-        let sent =
-            store.wire_size() + directory.wire_size() + compression.wire_size() + paths.wire_size();
-        let call = HostCall::new(Need::Named(Capability::ObjectStore, &name), "put-nars", sent)
-            .items(paths.len())
-            .waiting();
-        let sent = Arc::new(AtomicBool::new(false));
-        let sending = Arc::clone(&sent);
-        let stored = self.call(call, |context| {
-            let reach = StoreScopeCheck::new(
-                context.services().nix_stores(),
-                context.plugin(),
-                context.scope(),
-            );
-            Box::pin(async move {
-                let compression =
-                    Compression::parse(&compression, level).map_err(CapabilityError::invalid)?;
-                let nars = blocking(move || {
-                    let mut nars = Vec::with_capacity(paths.len());
-                    reach.each_valid(&paths, |info| {
-                        let source = reach.backend().nar_source(&info.path);
-                        let PathInfo { path, nar_hash, nar_size, .. } = info;
-                        nars.push(Nar { source, expected: Expected { path, nar_hash, nar_size } });
-                        Ok(())
-                    })?;
-                    Ok(nars)
-                })
-                .await?;
-                let expected: Vec<Expected> = nars.iter().map(|nar| nar.expected.clone()).collect();
-                let stores = context.services().object_stores();
-                let (stored, failure) =
-                    stores.put_nars(&store, &directory, compression, nars, &sending).await;
-                match failure {
-                    Some(error) if stored.is_empty() => Err(error),
-                    failure => Ok(StoredNars {
-                        stored: stored
-                            .into_iter()
-                            .zip(expected)
-                            .map(|(InStore { key, written, .. }, expected)| {
-                                stored_nar(key, written, expected)
-                            })
-                            .collect(),
-                        failure: failure.map(wit_error),
-                    }),
-                }
-            })
-        });
-        let stored = stored.await;
-        if sent.load(Ordering::Relaxed) {
-            self.progressed();
-        }
-        let stored = stored?;
-        if let Ok(StoredNars { failure: Some(error), .. }) = &stored {
-            self.failed(error);
-        }
-        Ok(stored)
-    }
-
     async fn list(
         &mut self,
         store: String,
@@ -234,13 +163,6 @@ impl WireSize for StoredNar {
     fn wire_size(&self) -> u64 {
         let Self { key, file_hash, nar_hash, file_size: _, nar_size: _ } = self;
         key.wire_size() + file_hash.wire_size() + nar_hash.wire_size()
-    }
-}
-
-impl WireSize for StoredNars {
-    fn wire_size(&self) -> u64 {
-        let Self { stored, failure } = self;
-        stored.wire_size() + failure.as_ref().map_or(0, |error| error.message.wire_size())
     }
 }
 

@@ -60,7 +60,7 @@ const STATE: Entry = directory("", Access::Pass);
 /// The spool, and each fallback directory.
 const SPOOL: Entry = directory("spool", Access::Add);
 /// All entries. Builder selection creates the contents of `builders` in the same way.
-const ENTRIES: [Entry; 19] = [
+const ENTRIES: [Entry; 20] = [
     STATE,
     SPOOL,
     directory("rejected", Access::Nothing),
@@ -74,6 +74,7 @@ const ENTRIES: [Entry; 19] = [
     directory("mail", Access::Pass),
     Entry { owner: Owner::Plugins, ..directory("plugin-state", Access::Nothing) },
     Entry { owner: Owner::Plugins, ..directory("uploads", Access::Nothing) },
+    Entry { owner: Owner::Plugins, ..directory("presence", Access::Nothing) },
     Entry { owner: Owner::Plugins, ..directory("mail-progress", Access::Nothing) },
     file("worker.lock"),
     file("waiter.lock"),

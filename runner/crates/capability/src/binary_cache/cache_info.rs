@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 /// The key of the object.
-pub(crate) const KEY: &str = "nix-cache-info";
+pub const KEY: &str = "nix-cache-info";
 /// The content type that Nix uses.
-pub(crate) const CONTENT_TYPE: &str = "text/x-nix-cache-info";
+pub const CONTENT_TYPE: &str = "text/x-nix-cache-info";
 /// A limit for the file, which has three short lines.
-pub(crate) const MAX_LENGTH: u64 = 64 << 10;
+pub const MAX_LENGTH: u64 = 64 << 10;
 
 /// Returns the text for a new cache.
-pub(crate) fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool) -> String {
+pub fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool) -> String {
     let mut text = format!("StoreDir: {store_dir}\n");
     if want_mass_query {
         text.push_str("WantMassQuery: 1\n");
@@ -26,7 +26,7 @@ pub(crate) fn new(store_dir: &str, priority: Option<u32>, want_mass_query: bool)
 ///
 /// # Errors
 /// Returns a part of a message that names both directories.
-pub(crate) fn check(text: &str, store_dir: &str) -> Result<(), String> {
+pub fn check(text: &str, store_dir: &str) -> Result<(), String> {
     let said = text
         .lines()
         .filter_map(|line| line.split_once(':'))
