@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -208,7 +208,7 @@ async fn a_policy_ends_at_its_limits() {
     insta::assert_snapshot!(report.outcome.message(), @r#"plugin `x` reached its limit `selection-time` (200ms); to allow more, write `selection-time = "400ms"` under [plugins.x.limits]"#);
 }
 
-/// Starts a server that reads a request, waits and answers with 201, or never answers. Returns its
+/// Starts an empty store that reads a request, waits and answers, or never answers. Returns its
 /// port.
 fn slow_server(wait: Option<Duration>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -217,12 +217,14 @@ fn slow_server(wait: Option<Duration>) -> u16 {
         let mut held = Vec::new();
         for connection in listener.incoming() {
             let mut connection = connection.unwrap();
-            let _read = connection.read(&mut [0; 8 << 10]);
+            let mut request = [0; 8 << 10];
+            let _read = connection.read(&mut request);
             if let Some(wait) = wait {
                 std::thread::sleep(wait);
-                let answer =
-                    b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-                std::io::Write::write_all(&mut connection, answer).unwrap();
+                let status =
+                    if request.starts_with(b"PUT ") { "201 Created" } else { "404 Not Found" };
+                let headers = "content-length: 0\r\nconnection: close";
+                write!(connection, "HTTP/1.1 {status}\r\n{headers}\r\n\r\n").unwrap();
             }
             held.push(connection);
         }
