@@ -289,6 +289,15 @@ fn every_link_of_the_documents_leads_somewhere() {
 }
 
 #[test]
+fn no_document_has_the_markers_of_a_merge_conflict() {
+    for page in pages(repository()) {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let is_marker = |line: &str| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> ");
+        assert!(!text.lines().any(is_marker), "{}", page.display());
+    }
+}
+
+#[test]
 fn the_readme_has_a_row_for_every_command() {
     let help = hookrun_tests::lab::Ran::of(Command::new(hookrun_program()).arg("--help"));
     let commands = help.stdout.split("Commands:").nth(1).unwrap().split("\n\n").next().unwrap();
