@@ -13,6 +13,7 @@ mod machine;
 mod module_heads;
 mod newer_nix;
 mod process;
+mod s3_servers;
 mod test;
 mod width;
 
@@ -50,6 +51,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Run the long crash test: kill hooks and workers at every boundary and at random.
     Crash(crash::Options),
+    /// Test object stores against moto, or against another S3 server.
+    S3Servers(s3_servers::Options),
     /// Compile for aarch64 Linux and macOS, and run unit tests for aarch64 Linux in an emulator.
     Cross(cross::Options),
     /// Run the demo and the tests with the Nix of a later Debian, in a separate root directory that
@@ -91,6 +94,7 @@ fn run(task: Task) -> Result<()> {
         Task::Checks => checks::run(),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Crash(options) => crash::run(&options),
+        Task::S3Servers(options) => s3_servers::run(&options),
         Task::Cross(options) => cross::run(&options),
         Task::NewerNix(options) => newer_nix::run(&options),
         Task::Bench(options) => bench::run(&options),

@@ -26,6 +26,13 @@ const WHOLE_SEED: usize = 30;
 /// The recipient of all mail. The server demands a login for this domain.
 const RECIPIENT: &str = "ann@private.example.org";
 
+/// Returns a certificate of a client and its private key.
+fn client_certificate() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap();
+    (certificate.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
 /// A scene with servers and the secrets that they ask for.
 struct SecretScene {
     scene: Scene,
@@ -43,6 +50,9 @@ impl SecretScene {
         let wrong_password = Canary::random("SMTP password that is refused");
         let token = Canary::random("access token of NIX_CONFIG");
         let no_key = Canary::random("file that is not a signing key");
+        let session = Canary::random("S3 session token");
+        let (certificate, client_key) = client_certificate();
+        let of_client = Canary::of("client key", client_key.lines().nth(1).unwrap());
         let mail = MailServer::start_with(password.text())?;
         let scene = Scene::new()
             .nix_conf("run-diff-hook", "true")
@@ -61,6 +71,9 @@ impl SecretScene {
             ("smtp", password.text()),
             ("smtp-wrong", wrong_password.text()),
             ("no-key", no_key.text()),
+            ("s3-session", session.text()),
+            ("client.pem", &certificate),
+            ("client.key", &client_key),
         ];
         for (name, content) in files {
             std::fs::write(secrets.join(name), format!("{content}\n")).unwrap();
@@ -77,7 +90,17 @@ impl SecretScene {
             scene,
             s3,
             mail,
-            canaries: vec![s3_secret, password, wrong_s3, wrong_password, token, no_key, seed],
+            canaries: vec![
+                s3_secret,
+                password,
+                wrong_s3,
+                wrong_password,
+                token,
+                no_key,
+                seed,
+                session,
+                of_client,
+            ],
         })
     }
 
@@ -92,6 +115,9 @@ impl SecretScene {
                 endpoint = (self.s3.endpoint())
                 credentials.access-key-id-file = "secrets/s3-id"
                 credentials.secret-access-key-file = (format!("secrets/{secret}"))
+                credentials.session-token-file = "secrets/s3-session"
+                client-certificate-file = "secrets/client.pem"
+                client-key-file = "secrets/client.key"
             };
             file = file.object_store(name, store);
         }

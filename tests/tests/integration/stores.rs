@@ -2,7 +2,11 @@
 //! retried, permanent ones stop with the fix, and nothing wrong is ever visible.
 
 mod credentials;
+mod installations;
+mod kills;
+mod odd_paths;
 mod plain_http;
+mod servers;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +18,7 @@ use hookrun_capability::object_store::{ObjectAttributes, ObjectStores, StoredNar
 use hookrun_capability::{CapabilityError, ErrorKind};
 use hookrun_config::Config;
 use hookrun_nix::dirs::Dirs;
-use hookrun_nix::nar::{Compression, Expected, Source};
+use hookrun_nix::nar::{Compression, Expected, Source, decode};
 use hookrun_tests::lab::s3::{Conditions, Fault, S3Server, SECRET_ACCESS_KEY};
 use hookrun_tests::lab::toml;
 use toml::Table;
@@ -49,6 +53,45 @@ fn nar(bytes: Vec<u8>) -> Nar {
 async fn put(stores: &ObjectStores, nar: &Nar) -> Result<StoredNar, CapabilityError> {
     let attributes = ObjectAttributes::default();
     stores.put_nar_once("cache", "nar", Compression::None, nar.clone(), &attributes).await
+}
+
+/// The texts of the narinfos in a cache that is a directory.
+fn narinfos(cache: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(cache) else { return Vec::new() };
+    let files = entries.map(|entry| entry.unwrap().path());
+    files
+        .filter(|file| file.extension().is_some_and(|extension| extension == "narinfo"))
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .collect()
+}
+
+/// The value of a line of a narinfo.
+#[track_caller]
+fn value<'a>(narinfo: &'a str, key: &str) -> &'a str {
+    let of = |line: &'a str| line.strip_prefix(key)?.strip_prefix(": ");
+    narinfo.lines().find_map(of).unwrap_or_else(|| panic!("no {key}: {narinfo}"))
+}
+
+/// Checks every narinfo of a cache that is a directory: its NAR has the stated hashes and sizes, and
+/// its references are in the cache. Returns the number of narinfos.
+#[track_caller]
+fn check_cache(cache: &Path) -> usize {
+    let narinfos = narinfos(cache);
+    for narinfo in &narinfos {
+        let compression = Compression::parse(value(narinfo, "Compression"), None).unwrap();
+        let file = std::fs::File::open(cache.join(value(narinfo, "URL"))).unwrap();
+        let size: u64 = value(narinfo, "NarSize").parse().unwrap();
+        let decoded = decode(compression, file, size).unwrap();
+        assert_eq!(decoded.nar_hash, value(narinfo, "NarHash"), "{narinfo}");
+        assert_eq!(decoded.nar_size, size, "{narinfo}");
+        assert_eq!(decoded.stored.file_hash, value(narinfo, "FileHash"), "{narinfo}");
+        assert_eq!(decoded.stored.file_size.to_string(), value(narinfo, "FileSize"), "{narinfo}");
+        for reference in value(narinfo, "References").split_whitespace() {
+            let (hash, _) = reference.split_once('-').unwrap();
+            assert!(cache.join(format!("{hash}.narinfo")).exists(), "{reference} of {narinfo}");
+        }
+    }
+    narinfos.len()
 }
 
 /// Starts a server with a directory of its own. One that knows no conditions checks no signatures.

@@ -27,11 +27,11 @@ fn scene() -> Scene {
 }
 
 /// Configures the upload plugin with additional keys of its table for this store.
-fn configure(scene: &Scene, keys: Table, store: Table) {
+pub(crate) fn configure(scene: &Scene, keys: Table, store: Table) {
     scene.set_config(&configuration(keys, store));
 }
 
-fn configuration(keys: Table, store: Table) -> ConfigFile {
+pub(crate) fn configuration(keys: Table, store: Table) -> ConfigFile {
     ConfigFile::new()
         .plugin("cache", PluginTable::uploader("lab-1").config(keys))
         .signing_key("lab-1", "keys/lab-1.secret")
@@ -43,14 +43,14 @@ fn s3_store(server: &S3Server, scene: &Scene) -> Table {
 }
 
 /// The plugin in this process, with its services.
-struct Uploader {
+pub(crate) struct Uploader {
     plugin: LinkedPlugin,
     services: Services,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Uploader {
-    fn new(scene: &Scene) -> Self {
+    pub(crate) fn new(scene: &Scene) -> Self {
         let config = Config::load(&scene.config_path()).unwrap();
         let dirs = scene.dirs();
         // A runner makes this directory.
@@ -66,24 +66,24 @@ impl Uploader {
         Self { plugin, services, runtime }
     }
 
-    fn run(&self, event: &Event) -> RunReport {
+    pub(crate) fn run(&self, event: &Event) -> RunReport {
         self.runtime.block_on(self.plugin.run_event(&self.services, event, 1))
     }
 }
 
-fn run(scene: &Scene, event: &Event) -> RunReport {
+pub(crate) fn run(scene: &Scene, event: &Event) -> RunReport {
     Uploader::new(scene).run(event)
 }
 
 #[track_caller]
-fn expect_done(report: &RunReport, message: &str) {
+pub(crate) fn expect_done(report: &RunReport, message: &str) {
     assert!(matches!(&report.outcome, Outcome::Done { .. }), "{report:?}");
     assert!(report.outcome.message().starts_with(message), "{report:?}");
 }
 
 /// Copies `path` from the `file://` cache in `directory` to an empty store, which works with our
 /// key and fails with another.
-fn read_back(scene: &Scene, path: &Path, directory: &Path) {
+pub(crate) fn read_back(scene: &Scene, path: &Path, directory: &Path) {
     let url = format!("file://{}", directory.display());
     let distrustful = scene.second_store();
     distrustful.substitute(path, &url, &[scene.public_key("other-1")]).expect_failure();
@@ -214,6 +214,29 @@ fn a_path_that_two_tasks_need_is_sent_once() {
     let asked = server.requests().len() - requests.len();
     // A look-up, the NAR and the narinfo.
     assert_eq!(asked, 3, "{:#?}", &server.requests()[requests.len()..]);
+}
+
+#[test]
+fn bytes_of_a_store_never_pass_through_the_plugin() {
+    let scene = scene().derivation("large", Script::large(20 << 20));
+    let server = S3Server::start(&scene.path("s3"), &["bucket"]);
+    configure(&scene, toml! { compression = "none" }, s3_store(&server, &scene));
+    scene.build("large").expect_success();
+    let report = run(&scene, &scene.build_event("large"));
+    expect_done(&report, "uploaded 1 path (20.0 MiB)");
+    assert!(server.bytes() > 20 << 20, "{}", server.bytes());
+    assert!(report.usage.host_bytes < 64 << 10, "{:?}", report.usage);
+    // Not even if the object exists and has to be read back.
+    for narinfo in std::fs::read_dir(server.bucket("bucket").join("prefix")).unwrap() {
+        let path = narinfo.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "narinfo") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let report = run(&scene, &scene.build_event("large"));
+    expect_done(&report, "uploaded 1 path (20.0 MiB)");
+    assert!(report.usage.host_bytes < 64 << 10, "{:?}", report.usage);
+    server.expect_written_once();
 }
 
 #[test]

@@ -81,6 +81,17 @@ impl S3Server {
         Self::serve(Path::new(""), proxy)
     }
 
+    /// Makes a bucket with an unsigned request.
+    pub fn make_bucket(&self, bucket: &str) {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(self.address).unwrap();
+        let (host, end) = (self.address, "Content-Length: 0\r\nConnection: close");
+        write!(stream, "PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\n{end}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
     fn service(root: &Path, buckets: &[&str], secret: Option<&str>) -> Backend {
         for bucket in buckets {
             std::fs::create_dir_all(root.join(bucket)).unwrap();

@@ -252,7 +252,10 @@ impl Proxy {
                 upload.key = key;
                 upload.parts.insert(number.parse().unwrap(), identity);
             }
-            ("PUT", None, _) => self.writes.lock().unwrap().push(Write { key, identity }),
+            // Not the creation of a bucket.
+            ("PUT", None, _) if key.matches('/').count() > 1 => {
+                self.writes.lock().unwrap().push(Write { key, identity });
+            }
             ("POST", None, _) if query.split('&').any(|name| name.starts_with("uploads")) => {
                 let text = String::from_utf8_lossy(answer);
                 let id = text.split_once("<UploadId>").and_then(|(_, rest)| rest.split_once('<'));
