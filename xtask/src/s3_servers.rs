@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::process::{self, CommandExt as _, cargo};
 
 /// moto starts within this time.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// Options of `cargo xtask s3-servers`.
 #[derive(Debug, clap::Args)]

@@ -233,7 +233,7 @@ impl Proxy {
     ) {
         let query = uri.query().unwrap_or_default();
         let value = |name: &str| {
-            let of = |pair: &str| Some(pair.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+            let of = |pair: &str| Some(unescaped(pair.strip_prefix(name)?.strip_prefix('=')?));
             query.split('&').find_map(of)
         };
         let key = uri.path().to_owned();
@@ -274,6 +274,18 @@ impl Proxy {
             _ => {}
         }
     }
+}
+
+/// Returns a value of a query without percent encoding.
+fn unescaped(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (code, rest) = part.split_at(2);
+        plain.push(char::from(u8::from_str_radix(code, 16).unwrap()));
+        plain.push_str(rest);
+    }
+    plain
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -26,7 +26,7 @@ fn nar_of(path: &Path) -> Nar {
             Err(NarError::Corrupt { reason, .. }) => {
                 let words: Vec<&str> = reason.split_whitespace().collect();
                 if reason.starts_with("its NAR hash is") {
-                    expected.nar_hash = words[4].trim_end_matches(',').to_owned();
+                    words[4].trim_end_matches(',').clone_into(&mut expected.nar_hash);
                 } else {
                     expected.nar_size = words[3].parse().unwrap();
                 }
