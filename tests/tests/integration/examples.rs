@@ -16,7 +16,7 @@ fn the_configuration_passes_the_check() {
     std::fs::create_dir(&secrets).unwrap();
     std::fs::copy(scene.path("keys/cache.example.org-1.secret"), secrets.join("cache-private-key"))
         .unwrap();
-    for name in ["s3-access-key-id", "s3-secret-access-key", "smtp-password"] {
+    for name in ["s3-access-key-id", "s3-secret-access-key", "smtp-password", "slack-bot-token"] {
         std::fs::write(secrets.join(name), "example\n").unwrap();
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(secrets.join(name), readable).unwrap();
@@ -24,7 +24,7 @@ fn the_configuration_passes_the_check() {
     let text = std::fs::read_to_string(example("hookrun.toml")).unwrap();
     scene.set_config(&text.replace("/etc/hookrun/secrets", secrets.to_str().unwrap()));
     let ran = scene.hookrun(&["check"]).expect_success();
-    for plugin in ["cache", "nondeterminism", "policy"] {
+    for plugin in ["cache", "nondeterminism", "chat", "policy"] {
         assert!(ran.stdout.contains(&format!("plugin {plugin}: ")), "{plugin}: {}", ran.account());
     }
 }
