@@ -16,6 +16,7 @@ mod both_programs;
 mod builders;
 mod builders_commands;
 mod bundled_policy;
+mod cache;
 mod canary;
 mod ci;
 mod configuration_page;

@@ -1,8 +1,11 @@
 //! A store that is a binary cache: its `nix-cache-info`, and reads and writes of narinfos.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::BoxFuture;
 use hookrun_capability::binary_cache::condemned::{self, Condemned};
 use hookrun_capability::object_store::{Bucket, Fetched};
 use hookrun_nix::narinfo::{self, Narinfo, NarinfoError};
@@ -20,12 +23,41 @@ const DEFAULT_STORE_DIR: &str = "/nix/store";
 /// How often a changed object is read again.
 pub(crate) const ATTEMPTS: usize = 8;
 
+/// The time, and waiting. A test replaces it.
+pub trait Clock: Send + Sync {
+    /// Returns the time in seconds since 1970.
+    fn now(&self) -> u64;
+
+    /// Waits.
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+}
+
+/// The clock of the machine.
+struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> u64 {
+        now()
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(time))
+    }
+}
+
 /// A binary cache.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Cache {
     bucket: Bucket,
     store_dir: String,
     fields: BTreeMap<String, String>,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("bucket", &self.bucket).finish_non_exhaustive()
+    }
 }
 
 /// A narinfo as it is in the cache.
@@ -67,7 +99,7 @@ impl Cache {
                 ),
             });
         }
-        Ok(Self { bucket, store_dir, fields })
+        Ok(Self { bucket, store_dir, fields, clock: Arc::new(SystemClock) })
     }
 
     /// Opens a store as a cache for `store_dir`, and writes its `nix-cache-info` if it has none.
@@ -94,6 +126,22 @@ impl Cache {
             });
         }
         Ok(cache)
+    }
+
+    /// Returns the same cache with another source of time.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Returns the time in seconds since 1970.
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// Waits.
+    pub async fn sleep(&self, time: Duration) {
+        self.clock.sleep(time).await;
     }
 
     /// Returns the store.
@@ -135,14 +183,15 @@ impl Cache {
     }
 
     /// Changes the narinfo of a path. `change` returns the new narinfo, or none to leave it as it
-    /// is, and is called again if another machine changed it meanwhile. Returns whether it was
-    /// written.
+    /// is, and is called again if another machine changed it meanwhile. An unchanged narinfo is
+    /// written only to `revive` a condemned path. Returns whether it was written.
     ///
     /// # Errors
     /// As the store has it, `change` fails, or others change it again and again.
     pub async fn change_narinfo(
         &self,
         hash: &str,
+        revive: bool,
         mut change: impl FnMut(&Stored) -> Result<Option<Narinfo>, CacheError>,
     ) -> Result<bool, CacheError> {
         let key = format!("{hash}{}", narinfo::SUFFIX);
@@ -150,7 +199,7 @@ impl Cache {
             let Some(stored) = self.narinfo(hash).await? else { return Ok(false) };
             let Some(new) = change(&stored)? else { return Ok(false) };
             let text = new.to_string().into_bytes();
-            if text == stored.object.bytes {
+            if text == stored.object.bytes && !revive {
                 return Ok(false);
             }
             if self.bucket.replace(&key, narinfo::CONTENT_TYPE, &stored.object, text).await? {
@@ -160,11 +209,12 @@ impl Cache {
         Err(CacheError::Contended { key })
     }
 
-    /// Writes a narinfo, or merges it with the one that is there.
+    /// Writes a narinfo, or merges it with the one that is there. An unchanged narinfo is written
+    /// only to `revive` a condemned path.
     ///
     /// # Errors
     /// As [`Cache::change_narinfo`].
-    pub async fn put_narinfo(&self, narinfo: &Narinfo) -> Result<(), CacheError> {
+    pub async fn put_narinfo(&self, narinfo: &Narinfo, revive: bool) -> Result<(), CacheError> {
         let key = narinfo.key();
         for _ in 0..ATTEMPTS {
             let text = narinfo.to_string().into_bytes();
@@ -172,7 +222,7 @@ impl Cache {
                 return Ok(());
             }
             let mut gone = true;
-            self.change_narinfo(&narinfo.hash_part(), |stored| {
+            self.change_narinfo(&narinfo.hash_part(), revive, |stored| {
                 gone = false;
                 let path = narinfo.store_path();
                 match &stored.narinfo {

@@ -13,7 +13,6 @@ use hookrun_capability::binary_cache::condemned::{REREAD, Standing};
 use hookrun_nix::narinfo::{NarObject, Narinfo};
 use serde::Serialize;
 
-use crate::cache::now;
 use crate::inventory::{HashPart, Listing};
 use crate::plan::Amount;
 use crate::{Cache, CacheError};
@@ -76,7 +75,7 @@ pub async fn copy(
         .await?;
     let present: HashSet<HashPart> = present
         .into_iter()
-        .filter(|hash| condemned.narinfo(hash.as_str(), now()) == Standing::Free)
+        .filter(|hash| condemned.narinfo(hash.as_str(), target.now()) == Standing::Free)
         .collect();
     report.present = present.len() as u64;
     let mut done = report.present;
@@ -129,14 +128,22 @@ pub async fn copy(
             ));
             continue;
         }
-        list.wait(target, &narinfo.hash_part(), &nar.key).await?;
+        let mut nar = nar.clone();
+        let revive = loop {
+            let revive = list.wait(target, &narinfo.hash_part(), &nar.key).await?;
+            // A NAR that was there may have been removed since.
+            if nar.is_new || target.bucket().head(&nar.key).await?.is_some() {
+                break revive;
+            }
+            nar = copy_nar(source, target, narinfo).await?;
+        };
         let narinfo = match &nar.object {
             Some(object) => {
                 narinfo.with_object(object).map_err(CacheError::narinfo(narinfo.store_path()))?
             }
             None => narinfo.clone(),
         };
-        target.put_narinfo(&narinfo).await?;
+        target.put_narinfo(&narinfo, revive).await?;
         visible.insert(hash);
     }
     Ok(report)
@@ -146,27 +153,32 @@ pub async fn copy(
 #[derive(Debug, Default)]
 pub(crate) struct Condemnation {
     list: hookrun_capability::binary_cache::condemned::Condemned,
-    read: Option<tokio::time::Instant>,
+    /// When it was read, in seconds since 1970.
+    read: Option<u64>,
 }
 
 impl Condemnation {
-    /// Waits until a narinfo of this path, with the NAR at this key, may be written.
+    /// Waits until a narinfo of this path, with the NAR at this key, may be written. Returns
+    /// whether the path is condemned, so that its narinfo has to be written in any case.
     pub(crate) async fn wait(
         &mut self,
         cache: &Cache,
         hash: &str,
         nar: &str,
-    ) -> Result<(), CacheError> {
+    ) -> Result<bool, CacheError> {
         loop {
-            if self.read.is_none_or(|read| read.elapsed() > REREAD) {
+            let now = cache.now();
+            let is_old = |read: u64| now.abs_diff(read) >= REREAD.as_secs();
+            if self.read.is_none_or(is_old) {
                 self.list = cache.condemned().await?.0;
-                self.read = Some(tokio::time::Instant::now());
+                self.read = Some(now);
             }
-            let standings = [self.list.narinfo(hash, now()), self.list.object(nar, now())];
-            if !standings.iter().any(|found| matches!(found, Standing::Sweeping { .. })) {
-                return Ok(());
+            let path = self.list.narinfo(hash, now);
+            let waits = |found| matches!(found, Standing::Sweeping { .. });
+            if !waits(path) && !waits(self.list.object(nar, now)) {
+                return Ok(path == Standing::Condemned);
             }
-            tokio::time::sleep(LOOK).await;
+            cache.sleep(LOOK).await;
             self.read = None;
         }
     }
@@ -247,8 +259,10 @@ pub(crate) struct CopiedNar {
     pub(crate) key: String,
     /// The values for the narinfo, if they differ from those of the source.
     pub(crate) object: Option<NarObject>,
-    pub(crate) size: u64,
+    size: u64,
     server_side: bool,
+    /// Whether it was written under a name that no other object had.
+    is_new: bool,
 }
 
 /// Copies the NAR of a path.
@@ -265,7 +279,7 @@ async fn copy_nar(
     let mut as_key = key.clone();
     match target.bucket().head(&key).await? {
         Some(found) if found.size == size => {
-            return Ok(CopiedNar { key, object: None, size: 0, server_side: false });
+            return Ok(CopiedNar { key, object: None, size: 0, server_side: false, is_new: false });
         }
         Some(_) => as_key = another_key(&key),
         None => {}
@@ -283,7 +297,9 @@ async fn copy_nar(
         };
         target.bucket().put_stream(&as_key, NAR_TYPE, streamed.pieces).await?;
     }
-    Ok(CopiedNar { key: as_key, object, size, server_side })
+    // The list may still have an earlier object of this name.
+    let is_new = object.is_some();
+    Ok(CopiedNar { key: as_key, object, size, server_side, is_new })
 }
 
 /// Returns a key that no other object has: a name never gets other bytes.

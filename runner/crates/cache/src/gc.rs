@@ -40,15 +40,14 @@ const CHUNK: usize = 1000;
 const MAX_DEBUG_INFO: u64 = 64 << 10;
 
 /// Settings of a collection.
-pub struct Options<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
     /// In seconds.
     pub grace: u64,
     /// Paths that were uploaded so many seconds ago or later are roots.
     pub keep_newer_than: Option<u64>,
     /// Requests at the same time.
     pub parallel: usize,
-    /// Returns the time in seconds since 1970.
-    pub clock: &'a (dyn Fn() -> u64 + Sync),
 }
 
 /// What a run does, for a progress bar.
@@ -110,12 +109,6 @@ pub struct Report {
     pub stopped_early: bool,
 }
 
-impl Options<'_> {
-    fn now(&self) -> u64 {
-        (self.clock)()
-    }
-}
-
 /// Reads a cache and makes a plan. Changes nothing.
 ///
 /// # Errors
@@ -123,7 +116,7 @@ impl Options<'_> {
 pub async fn survey(
     cache: &Cache,
     base: &Roots,
-    options: &Options<'_>,
+    options: &Options,
     known: Option<&Survey>,
     step: &mut dyn FnMut(Step),
 ) -> Result<Survey, CacheError> {
@@ -137,7 +130,7 @@ pub async fn survey(
     let inventory =
         Inventory::read(cache, listing, known_inventory, options.parallel, read).await?;
     let debug_archives = debug_archives(cache, &inventory.listing, known, options.parallel).await?;
-    let now = options.now();
+    let now = cache.now();
     let rules = Rules {
         roots: &roots.hashes,
         keep_from: options.keep_newer_than.map(|age| now.saturating_sub(age)),
@@ -256,7 +249,7 @@ impl Survey {
 pub async fn run(
     cache: &Cache,
     base: &Roots,
-    options: &Options<'_>,
+    options: &Options,
     first: Survey,
     settle: impl Future<Output = ()>,
     step: &mut dyn FnMut(Step),
@@ -264,11 +257,11 @@ pub async fn run(
     let mut report =
         Report { ended_uploads: end_uploads(cache, options).await?, ..Report::default() };
     let none = HashSet::new();
-    let other = first.condemned.sweeping_until(options.now());
+    let other = first.condemned.sweeping_until(cache.now());
     if other.is_some() || !first.removes_something() {
         let list = write_list(cache, |old| {
-            let mut list = first.next_list(options.now(), &none);
-            list.keep_sweeps_of(old, options.now());
+            let mut list = first.next_list(cache.now(), &none);
+            list.keep_sweeps_of(old, cache.now());
             Some(list)
         });
         report.condemned = list.await?.len() as u64;
@@ -279,11 +272,11 @@ pub async fn run(
     let id = uuid::Uuid::now_v7().to_string();
     let mut other = None;
     write_list(cache, |old| {
-        other = old.sweeping_until(options.now());
-        let mut list = first.next_list(options.now(), &none);
-        list.keep_sweeps_of(old, options.now());
+        other = old.sweeping_until(cache.now());
+        let mut list = first.next_list(cache.now(), &none);
+        list.keep_sweeps_of(old, cache.now());
         if other.is_none() {
-            list.begin_sweep(&id, options.now().saturating_add(LEASE));
+            list.begin_sweep(&id, cache.now().saturating_add(LEASE));
         }
         Some(list)
     })
@@ -297,11 +290,11 @@ pub async fn run(
 
     let second = survey(cache, base, options, Some(&first), step).await?;
     let mut removed = HashSet::new();
-    let swept = sweep(cache, options, &id, &second, &mut removed, &mut report, step).await;
+    let swept = sweep(cache, &id, &second, &mut removed, &mut report, step).await;
     let list = write_list(cache, |old| {
-        let mut list = second.next_list(options.now(), &removed);
-        list.keep_sweeps_of(old, options.now());
-        list.end_sweep(&id, options.now());
+        let mut list = second.next_list(cache.now(), &removed);
+        list.keep_sweeps_of(old, cache.now());
+        list.end_sweep(&id, cache.now());
         Some(list)
     });
     // What went wrong first is the error.
@@ -314,7 +307,6 @@ pub async fn run(
 /// Removes what the plan says, while the announcement is valid.
 async fn sweep(
     cache: &Cache,
-    options: &Options<'_>,
     id: &str,
     survey: &Survey,
     removed: &mut HashSet<String>,
@@ -333,7 +325,7 @@ async fn sweep(
     let of = (narinfos.len() + objects.len()) as u64;
     // No request removes both: an object goes when its narinfo is gone.
     for chunk in narinfos.chunks(CHUNK).chain(objects.chunks(CHUNK)) {
-        if !still_announced(cache, options, id).await? {
+        if !still_announced(cache, id).await? {
             report.stopped_early = true;
             return Ok(());
         }
@@ -352,13 +344,9 @@ async fn sweep(
 }
 
 /// Returns whether the announcement of the sweep is in the list for long enough. Renews it.
-async fn still_announced(
-    cache: &Cache,
-    options: &Options<'_>,
-    id: &str,
-) -> Result<bool, CacheError> {
+async fn still_announced(cache: &Cache, id: &str) -> Result<bool, CacheError> {
     let (list, _) = cache.condemned().await?;
-    let now = options.now();
+    let now = cache.now();
     let Some(until) = list.sweep(id).filter(|until| *until > now.saturating_add(LEASE_MARGIN))
     else {
         return Ok(false);
@@ -369,7 +357,7 @@ async fn still_announced(
     let renewed = write_list(cache, |old| {
         let mut list = old.clone();
         list.sweep(id)?;
-        list.begin_sweep(id, options.now().saturating_add(LEASE));
+        list.begin_sweep(id, cache.now().saturating_add(LEASE));
         Some(list)
     });
     Ok(renewed.await?.sweep(id).is_some())
@@ -401,11 +389,11 @@ async fn write_list(
 }
 
 /// Ends multipart uploads that are older than the grace period.
-async fn end_uploads(cache: &Cache, options: &Options<'_>) -> Result<Option<u64>, CacheError> {
+async fn end_uploads(cache: &Cache, options: &Options) -> Result<Option<u64>, CacheError> {
     let Some(uploads) = cache.bucket().incomplete().await? else { return Ok(None) };
     let mut ended = 0;
     for upload in uploads {
-        if upload.begun.saturating_add(options.grace) < options.now() {
+        if upload.begun.saturating_add(options.grace) < cache.now() {
             cache.bucket().abort(&upload).await?;
             ended += 1;
         }

@@ -31,3 +31,6 @@ pub mod verify;
 
 pub use cache::Cache;
 pub use error::CacheError;
+
+#[cfg(test)]
+mod interleavings;

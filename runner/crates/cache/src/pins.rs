@@ -17,7 +17,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use hookrun_nix::is_store_path;
 use serde::Serialize;
 
-use crate::cache::{ATTEMPTS, now};
+use crate::cache::ATTEMPTS;
 use crate::inventory::HashPart;
 use crate::{Cache, CacheError};
 
@@ -139,12 +139,12 @@ pub async fn set(
     mut waiting: impl FnMut(u64),
 ) -> Result<(Pin, u64), CacheError> {
     check_name(name)?;
-    let pin = Pin { name: name.to_owned(), time: now(), paths };
+    let pin = Pin { name: name.to_owned(), time: cache.now(), paths };
     write(cache, &pin).await?;
     // A sweep that began before may not have seen the pin.
-    while let Some(until) = cache.condemned().await?.0.sweeping_until(now()) {
+    while let Some(until) = cache.condemned().await?.0.sweeping_until(cache.now()) {
         waiting(until);
-        tokio::time::sleep(LOOK).await;
+        cache.sleep(LOOK).await;
     }
     let (count, missing) = closure(cache, &pin.paths).await?;
     if missing.is_empty() {

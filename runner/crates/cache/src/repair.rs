@@ -159,7 +159,7 @@ async fn mend(
         let Some(narinfo) = stored else { return nowhere("it is gone".to_owned()) };
         match resign(&narinfo, tools)? {
             Ok(new) => {
-                let changed = cache.change_narinfo(hash, |_| Ok(Some(new.clone()))).await?;
+                let changed = cache.change_narinfo(hash, false, |_| Ok(Some(new.clone()))).await?;
                 if changed {
                     done.push("signatures corrected".to_owned());
                 }
@@ -266,10 +266,16 @@ async fn publish(
     narinfo: &Narinfo,
     list: &mut Condemnation,
 ) -> Result<(), CacheError> {
-    list.wait(cache, &narinfo.hash_part(), narinfo.url()).await?;
+    let revive = list.wait(cache, &narinfo.hash_part(), narinfo.url()).await?;
+    // A name that the list has may have been removed since the upload.
+    if let Ok(key) = narinfo.nar_key()
+        && cache.bucket().head(key).await?.is_none()
+    {
+        return Err(CacheError::Contended { key: key.to_owned() });
+    }
     let mut is_there = false;
     cache
-        .change_narinfo(&narinfo.hash_part(), |stored| {
+        .change_narinfo(&narinfo.hash_part(), revive, |stored| {
             is_there = true;
             let merged = match &stored.narinfo {
                 // Signatures that were added meanwhile, and unknown lines.
@@ -279,7 +285,7 @@ async fn publish(
             Ok(Some(merged))
         })
         .await?;
-    if is_there { Ok(()) } else { cache.put_narinfo(narinfo).await }
+    if is_there { Ok(()) } else { cache.put_narinfo(narinfo, revive).await }
 }
 
 /// Uploads the NAR of a path from a source that has the same path; returns the new narinfo and the

@@ -85,7 +85,7 @@ impl Signer<'_> {
     pub async fn sign(&self, cache: &Cache, hash: &str) -> Result<Signed, CacheError> {
         let mut result = Signed::Unusable;
         cache
-            .change_narinfo(hash, |stored| {
+            .change_narinfo(hash, false, |stored| {
                 let Ok(narinfo) = &stored.narinfo else { return Ok(None) };
                 if narinfo.hash_part() != hash {
                     return Ok(None);

@@ -11,7 +11,6 @@ use super::super::output::{self, Format, printable};
 use super::super::{CliError, Context};
 use super::place::{self, CacheArg, PARALLEL};
 use super::progress::Bar;
-use hookrun_cache::cache::now;
 use hookrun_cache::gc::{self, Dead, GRACE, Options, Report, SETTLE, Step};
 use hookrun_cache::plan::Amount;
 use hookrun_cache::roots::Roots;
@@ -110,7 +109,6 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, CliError
         grace: grace.as_secs(),
         keep_newer_than: args.keep_newer_than.map(|age| age.as_secs()),
         parallel: usize::from(args.parallel).min(PARALLEL * 32),
-        clock: &now,
     };
     let settle = args.settle.unwrap_or(SETTLE);
     let mut step = |step| match step {

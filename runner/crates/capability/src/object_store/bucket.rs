@@ -10,10 +10,11 @@ mod incomplete;
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 
 use ::object_store::{
-    Attribute, Error, MultipartUpload, ObjectMeta, ObjectStoreExt as _, PutMode, PutPayload,
-    UpdateVersion,
+    Attribute, Error, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutPayload, UpdateVersion,
 };
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -106,6 +107,11 @@ impl Bucket {
     /// Returns an empty store in memory.
     pub fn in_memory(name: &str) -> Self {
         Self { open: open::in_memory(name) }
+    }
+
+    /// Returns another store, such as one that a test observes.
+    pub fn over(name: &str, store: Arc<dyn ObjectStore>) -> Self {
+        Self { open: Open { store, ..open::in_memory(name) } }
     }
 
     /// Returns where the store is, for messages and for the names of records.
