@@ -114,7 +114,7 @@ enum Command {
     /// Inspect the machines that build for this one, and the policy that chooses between them
     #[command(subcommand)]
     Builders(builders::Command),
-    /// Look after a binary cache: verify, repair, collect garbage, pin, sign, copy
+    /// Look after a binary cache: push, verify, repair, collect garbage, pin, sign, copy
     #[command(subcommand)]
     Cache(cache::Command),
     /// Run a command with hooks, and wait for the tasks of its builds

@@ -341,6 +341,27 @@ fn incomplete_uploads_are_reported_and_ended() {
 }
 
 #[test]
+fn paths_and_links_are_pushed_with_their_closures() {
+    let cared = Cared::in_a_directory();
+    let directory = cared.scene.path("pushed");
+    std::fs::create_dir(&directory).unwrap();
+    let url = format!("file://{}", directory.display());
+    let link = cared.scene.path("result");
+    std::os::unix::fs::symlink(cared.scene.out_path("gamma"), &link).unwrap();
+    let link = link.display().to_string();
+    let push = ["push", &url, &link, "--key", "lab-1"];
+    cared.cache(&push).expect_success().expect_stdout("3 paths uploaded");
+    cared.cache(&push).expect_success().expect_stdout("0 paths uploaded").expect_stdout("3 were");
+    let both = ["push", &url, &link, &cared.path("zeta")];
+    let both = cared.cache(&both).expect_success().expect_stdout("2 paths uploaded");
+    both.expect_stdout("3 of them got a signature");
+    cared.cache(&["verify", &url, "--content"]).expect_success().expect_stdout("5 narinfos");
+    let absent = format!("{}x", cared.path("alpha"));
+    cared.cache(&["push", &url, &absent]).expect_exit(2).expect_stderr("build it first");
+    cared.cache(&["push", &url, "./none"]).expect_exit(2).expect_stderr("neither a store path");
+}
+
+#[test]
 fn a_cache_is_copied_inside_the_service_and_between_services() {
     let cared = Cared::on_a_server();
     let server = cared.server.as_ref().unwrap();

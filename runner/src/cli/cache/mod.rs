@@ -7,6 +7,7 @@ mod paths;
 mod pin;
 mod place;
 mod progress;
+mod push;
 mod sign;
 mod verify;
 
@@ -16,6 +17,8 @@ use hookrun_nix::exit_code::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
+    /// Upload store paths, or what installables build, with all that they need
+    Push(push::Args),
     /// Show what is in a cache: paths, bytes, compressions, signatures, pins
     Info(info::Args),
     /// Find damage in a cache, and repair it
@@ -38,6 +41,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<Exit, CliError
     let runtime = super::runtime()?;
     runtime.block_on(async {
         match command {
+            Command::Push(args) => push::run(context, args).await,
             Command::Info(args) => info::run(context, args).await,
             Command::Verify(args) => verify::run(context, args).await,
             Command::Gc(args) => gc::run(context, args).await,

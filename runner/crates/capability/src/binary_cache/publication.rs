@@ -153,6 +153,18 @@ pub(super) async fn publish(
                 return Err(Trouble::swept(key, until));
             }
         }
+        // A NAR that was there may have been removed since, if it was condemned then.
+        let url = narinfo.url();
+        let lists = [&context.condemned, &condemned];
+        if lists.iter().any(|list| list.object_since(url).is_some())
+            && stores.bucket(&context.push.store)?.head(url).await?.is_none()
+        {
+            let error = CapabilityError::transient(format!(
+                "the NAR of {} was removed meanwhile",
+                info.path
+            ));
+            return Err(Trouble::Path(error));
+        }
         let (store, text) = (&context.push.store, narinfo.to_string().into_bytes());
         let creation = if is_new {
             stores.put_new(store, &key, text, &attributes).await?

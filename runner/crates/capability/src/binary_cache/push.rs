@@ -94,7 +94,7 @@ pub(super) struct Context {
     /// The form of each of them, as a number of a group.
     forms: Vec<usize>,
     /// What is about to be removed from the cache, as it was when the push began.
-    condemned: Arc<Condemned>,
+    pub(super) condemned: Arc<Condemned>,
     /// The names of the keys, which are a part of what is recorded as present.
     keys: String,
 }

@@ -91,7 +91,7 @@ impl Bucket {
     /// # Errors
     /// The URL is malformed, or it names a directory that does not exist.
     pub fn at(url: &str) -> Result<Self, CapabilityError> {
-        let settings = settings(url)?;
+        let settings = settings_of_url(url)?;
         let directory = Url::parse(url).ok().filter(|url| url.scheme() == "file");
         if let Some(Ok(directory)) = directory.map(|url| url.to_file_path())
             && !directory.is_dir()
@@ -429,8 +429,11 @@ fn seconds(object: &ObjectMeta) -> u64 {
     u64::try_from(object.last_modified.timestamp()).unwrap_or_default()
 }
 
-/// Returns the settings of a store at a URL.
-fn settings(text: &str) -> Result<config::ObjectStore, CapabilityError> {
+/// Returns the settings of a store at a URL, with the parameters that Nix has for `s3://` URLs.
+///
+/// # Errors
+/// The URL is malformed, or has another parameter.
+pub fn settings_of_url(text: &str) -> Result<config::ObjectStore, CapabilityError> {
     let wrong = |what: &str| CapabilityError::refused(format!("`{text}` {what}"));
     let mut url = Url::parse(text).map_err(|error| {
         wrong(&format!(

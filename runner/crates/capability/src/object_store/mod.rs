@@ -32,6 +32,7 @@ mod upload;
 pub use attributes::ObjectAttributes;
 pub use bucket::{
     Bucket, Fetched, Incomplete, Listed, PARALLEL_REQUESTS as BUCKET_REQUESTS, Streamed,
+    settings_of_url,
 };
 pub use nars::{SMALL_NAR, StoredNar};
 pub use once::Creation;

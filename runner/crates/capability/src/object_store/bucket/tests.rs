@@ -77,14 +77,14 @@ async fn everything_is_listed_and_deleted() {
 
 #[test]
 fn urls_of_nix_name_a_store_and_others_are_explained() {
-    let of = |url: &str| settings(url).unwrap();
+    let of = |url: &str| settings_of_url(url).unwrap();
     let s3 = of("s3://bucket/a?endpoint=127.0.0.1:9000&scheme=http&region=eu&profile=p");
     assert_eq!(s3.url.as_deref(), Some("s3://bucket/a"));
     assert_eq!(s3.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
     assert_eq!((s3.region.as_deref(), s3.profile.as_deref()), (Some("eu"), Some("p")));
     let errors = [
-        settings("cache").unwrap_err(),
-        settings("s3://bucket?compression=zstd").unwrap_err(),
+        settings_of_url("cache").unwrap_err(),
+        settings_of_url("s3://bucket?compression=zstd").unwrap_err(),
         Bucket::at("file:///does/not/exist").unwrap_err(),
     ];
     insta::assert_snapshot!(errors.map(|error| error.message).join("\n"));
