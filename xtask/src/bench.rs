@@ -13,8 +13,8 @@
 //! * builds placed by the bundled policy against Nix's own rule, simulated
 //!   (`bench/builders_sim.rs`).
 //!
-//! Except in `from_nix` and `builds`, this program calls the hook as Nix does, on a small derivation
-//! that it writes.
+//! Except in `from_nix` and `builds`, this program calls the hook as Nix does, on a small
+//! derivation that it writes.
 
 mod builders_sim;
 mod builds;

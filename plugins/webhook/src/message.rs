@@ -1,4 +1,4 @@
-//! The request that tells a service about an event.
+//! The request that reports an event to a service.
 
 use serde_json::{Map, Value, json};
 
@@ -125,7 +125,7 @@ fn filled_value(value: &Value, notice: &Notice, text: &str) -> Result<Value, Str
     }
 }
 
-/// Escapes a value for the text of a format, so that it mentions nobody and makes no link.
+/// Escapes a value for the text of a format, so that it mentions no users and makes no links.
 fn escaped(format: Format, value: &str) -> String {
     match format {
         Format::Slack => value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;"),

@@ -1,4 +1,4 @@
-//! What a message can say about an event.
+//! The values of an event that a message can contain.
 
 use hookrun_sdk::{Error, diff, post_build};
 use serde_json::Value;

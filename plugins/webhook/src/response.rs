@@ -1,4 +1,4 @@
-//! What a response means: sent, try again later, or fix something.
+//! Decides from a response whether the message was sent, has to be sent again, or needs a fix.
 
 use std::time::{Duration, SystemTime};
 

@@ -9,7 +9,8 @@ use hookrun_tests::lab::{Need, require, require_nix};
 
 use crate::documents::{shell, target_directory};
 
-/// Where the pages refer to other files of the repository, so that the links work in the book too.
+/// The address with which pages refer to other files of the repository, so that the links work in
+/// the book too.
 const REPOSITORY: &str = "https://github.com/hookrun/hookrun/";
 /// A page whose commands are left to `cargo xtask author-languages` says so.
 const DOWNLOADS: &str = "<!-- These commands download packages: `cargo xtask author-languages`";
@@ -57,8 +58,8 @@ fn every_command_of_the_book_works_as_printed() {
         }
         let mut all = steps(&text);
         run += all.iter().filter(|step| matches!(step, Step::Command { .. })).count();
-        // Dependencies are resolved as in the repository, from what was downloaded for it, and
-        // compiled once for all runs of this test.
+        // Dependencies are resolved as in the repository, from the crates that were downloaded for
+        // it, and compiled once for all runs of this test.
         let enters =
             |step: &Step| matches!(step, Step::Command { line, .. } if line == "cd announce");
         if let Some(entered) = all.iter().position(enters) {

@@ -1,4 +1,4 @@
-//! The plugins of `examples/plugins`, with real builds and as their pages say.
+//! The plugins of `examples/plugins`, with real builds, as their pages describe it.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Entries of the ledger, `PREFIX/DERIVATION/OUTPUT/HASH/HOST.json`, and what they say together.
+//! Entries of the ledger, `PREFIX/DERIVATION/OUTPUT/HASH/HOST.json`, and their comparison.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use hookrun_sdk::object_store::Object;
 use hookrun_sdk::post_build::Event;
 use serde_json::json;
 
-/// The number of entries of one output that are read. So many machines do not build one derivation.
+/// The number of entries of one output that are read. Fewer machines build one derivation.
 pub const MAX_ENTRIES: u32 = 1000;
 
 /// The result of one output on one machine.
 pub struct Entry {
-    /// The key of its object.
+    /// The key of the object.
     pub key: String,
-    /// What the keys of all entries about this output start with.
+    /// The prefix of the keys of all entries about this output.
     pub directory: String,
     /// The name of the output.
     pub output: String,
@@ -52,7 +52,7 @@ impl Entry {
     }
 }
 
-/// Returns who got which result, if not all of the entries with these keys have the same one.
+/// Returns the results and their machines if the entries with these keys have different results.
 pub fn disagreement(entry: &Entry, keys: &[String]) -> Option<String> {
     let mut results: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     // A store may list a new object late.

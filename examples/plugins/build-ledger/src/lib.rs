@@ -1,7 +1,7 @@
-//! Records the result of each build in an object store that several machines share, and tells when
-//! two of them got different results for one output.
+//! Records the result of each build in an object store that several machines share, and reports
+//! outputs for which two of them got different results.
 //!
-//! Each entry is an object of its own whose key contains the result and the machine, so entries are
+//! Each entry is a separate object, whose key contains the result and the machine, so entries are
 //! only added and never changed. A run writes its entries first and lists those of all machines
 //! afterwards: of two machines that build at the same time, at least one sees both.
 

@@ -1,5 +1,5 @@
 //! Writes a statement about each build to an object store: an in-toto Statement v1 with SLSA
-//! provenance v1. README.md says what is signed, and what is not.
+//! provenance v1. README.md describes what is signed, and what is not.
 
 mod nix_base32;
 mod statement;
@@ -38,7 +38,7 @@ impl PostBuild for Provenance {
         let key = statement::key(&config.prefix, &event);
         // A statement is written once. The event is the same for each attempt.
         if store.exists(std::slice::from_ref(&key))?.contains(&true) {
-            return Ok(Outcome::new(format!("{key} is there")).detail("written", 0));
+            return Ok(Outcome::new(format!("{key} exists already")).detail("written", 0));
         }
         let paths: Vec<String> = event.outputs.iter().map(|output| output.path.clone()).collect();
         let infos: Vec<PathInfo> = nix_store::path_infos(&paths)?.into_iter().flatten().collect();
@@ -82,7 +82,7 @@ hookrun_sdk::plugin! {
                 "default": "provenance"
             },
             "builder-id": {
-                "description": "The URI of the build platform, in which the reader of a statement trusts.",
+                "description": "The URI of the build platform, which readers of a statement trust.",
                 "type": "string",
                 "pattern": "^[a-z][a-z0-9+.-]*:."
             }

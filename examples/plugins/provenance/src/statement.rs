@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use crate::nix_base32;
 
-/// <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>
+/// The type of a statement, see
+/// <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>.
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
-/// <https://slsa.dev/spec/v1.0/provenance>
+/// The type of the predicate, see <https://slsa.dev/spec/v1.0/provenance>.
 const PREDICATE: &str = "https://slsa.dev/provenance/v1";
-/// Describes the parameters below; README.md is its page.
+/// The build type, which README.md describes.
 const BUILD_TYPE: &str =
     "https://github.com/hookrun/hookrun/tree/main/examples/plugins/provenance#build-type";
 

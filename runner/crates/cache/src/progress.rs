@@ -1,8 +1,8 @@
 //! What an interrupted verification has done: a file for each cache, from which the next run with
 //! the same settings continues.
 //!
-//! `verifications/ID.json` in the state directory: one JSON object, version 1. Narinfos are verified
-//! in the order of their hash parts, so one hash part tells how far it came.
+//! `verifications/ID.json` in the state directory: one JSON object, version 1. Narinfos are
+//! verified in the order of their hash parts, so one hash part tells how far it came.
 
 use std::io;
 use std::path::{Path, PathBuf};

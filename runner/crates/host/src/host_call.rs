@@ -1,7 +1,7 @@
 //! The single entry point of every call of a guest. A host function of a capability is one
 //! [`RunState::call`]; a function of WASI with an effect is one `wasi_call` ([`wasi`], [`io`],
-//! [`http`]). Both check the grant, count the call, limit its bytes, list items and time, and record
-//! and trace it. Errors become the `error` record of `hookrun:host/types`.
+//! [`http`]). Both check the grant, count the call, limit its bytes, list items and time, and
+//! record and trace it. Errors become the `error` record of `hookrun:host/types`.
 //!
 //! A refusal is a value for the guest, never a trap; only a limit on the whole run ends the run.
 //! WASI's functions cannot return a refusal that names a limit, so there a limit ends the run too.

@@ -30,12 +30,12 @@ pub const XZ_LEVELS: std::ops::RangeInclusive<i32> = 0..=9;
 /// The number of bytes that are collected before the next stage is called. The encoder writes words
 /// of 8 bytes.
 const BUFFER: usize = 128 << 10;
-/// The version of the encoder of zstd, which is part of the name of its objects, with the version of
-/// the library. It must be raised when the same NAR at the same level would result in different
+/// The version of the encoder of zstd, which is part of the name of its objects, with the version
+/// of the library. It must be raised when the same NAR at the same level would result in different
 /// bytes with the same library, for example because frames have another size.
 const ZSTD_ENCODER: u32 = 2;
-/// The same for xz, whose library is compiled in. It must be raised, too, when a new version of that
-/// library results in different bytes (a test detects that).
+/// The same for xz, whose library is compiled in. It must be raised, too, when a new version of
+/// that library results in different bytes (a test detects that).
 const XZ_ENCODER: u32 = 1;
 
 const MIB: u64 = 1 << 20;

@@ -301,7 +301,8 @@ impl Narinfo {
     /// that of this narinfo. Signatures and unknown lines of both are kept, once each.
     ///
     /// # Errors
-    /// [`NarinfoError::Conflict`] if path, NAR hash, NAR size, references or content address differ.
+    /// [`NarinfoError::Conflict`] if path, NAR hash, NAR size, references or content address
+    /// differ.
     pub fn merge(&self, new: &Self) -> Result<Self, NarinfoError> {
         let (mine, other) = (&self.inner, &new.inner);
         let references = |narinfo: &Self| narinfo.references().collect::<Vec<_>>().join(" ");

@@ -2,8 +2,8 @@
 //! each of them again.
 //!
 //! The file `present` in the directory of the record: the 16 bytes of [`MAGIC`], then records of 24
-//! bytes, which processes append: a [`Name`] and the time in milliseconds since 1970, 8
-//! bytes in little-endian order. Only presence is recorded, and it is believed for [`BELIEVED`], because
+//! bytes, which processes append: a [`Name`] and the time in milliseconds since 1970, 8 bytes in
+//! little-endian order. Only presence is recorded, and it is believed for [`BELIEVED`], because
 //! others may delete objects. A record that is lost costs a request. [`Presence::forget`] appends a
 //! record for the whole cache; older records of that cache are not believed.
 

@@ -1,9 +1,9 @@
 //! Looks up and writes the narinfos of paths, which make them visible to clients.
 //!
-//! A narinfo that exists is merged with the new one: it gets the signatures that it lacks, and keeps
-//! its own object and every line that is unknown here. It is not written if nothing changes. If it
-//! has other contents, which happens when a build is not deterministic, it stays as it is: its
-//! object and its signatures belong together.
+//! A narinfo that exists is merged with the new one: it gets the signatures that it lacks, and
+//! keeps its own object and every line that is unknown here. It is not written if nothing changes.
+//! If it has other contents, which happens when a build is not deterministic, it stays as it is:
+//! its object and its signatures belong together.
 
 use super::condemned::Standing;
 use super::graph::Found;

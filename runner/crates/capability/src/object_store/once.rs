@@ -82,8 +82,8 @@ pub(super) enum Name {
     Free,
 }
 
-/// Returns whether there is an object. An answer that it may not be read counts as none, as S3 gives
-/// it for a missing object to those who may not list the bucket.
+/// Returns whether there is an object. An answer that it may not be read counts as none, as S3
+/// gives it for a missing object to those who may not list the bucket.
 pub(super) async fn is_there(open: &Open, path: &Path) -> Result<bool> {
     match open.store.head(path).await {
         Ok(_) => Ok(true),

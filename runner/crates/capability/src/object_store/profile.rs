@@ -1,5 +1,5 @@
-//! Profiles, as the AWS tools keep them: `~/.aws/credentials` (or `AWS_SHARED_CREDENTIALS_FILE`) and
-//! `~/.aws/config` (or `AWS_CONFIG_FILE`).
+//! Profiles, as the AWS tools keep them: `~/.aws/credentials` (or `AWS_SHARED_CREDENTIALS_FILE`)
+//! and `~/.aws/config` (or `AWS_CONFIG_FILE`).
 //!
 //! A profile has access keys, or a role with the source of the credentials that may assume it:
 //! another profile (`source_profile`), the environment, container or machine

@@ -205,8 +205,8 @@ impl Drop for Upload {
     }
 }
 
-/// Aborts an upload. If that fails, its parts stay and cost space, and its record stays for the next
-/// process. Otherwise the record is removed last.
+/// Aborts an upload. If that fails, its parts stay and cost space, and its record stays for the
+/// next process. Otherwise the record is removed last.
 async fn abort(way: Way, record: Option<Record>) {
     let aborted = match way {
         Way::Named { parts, key, id, .. } => parts.store().abort_multipart(&key, &id).await,
