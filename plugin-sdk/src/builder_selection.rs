@@ -38,6 +38,18 @@ pub trait BuilderSelection {
 }
 
 impl Machine {
+    /// Returns an idle machine for tests, with one slot and speed factor 1.
+    ///
+    /// ```
+    /// use hookrun_sdk::builder_selection::Machine;
+    ///
+    /// assert!(Machine::named("ssh://fast").healthy);
+    /// ```
+    pub fn named(uri: impl Into<String>) -> Self {
+        let uri = uri.into();
+        Self { uri, slots: 1, speed_factor: 1.0, healthy: true, ..Self::default() }
+    }
+
     /// Returns the host name in the store URI: `fast1` for `ssh-ng://me@fast1:22?compress=true`. It
     /// is empty for a URI without a host, such as that of a local store.
     ///

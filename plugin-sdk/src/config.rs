@@ -36,9 +36,9 @@ fn wrong(error: &serde_json::Error) -> String {
     )
 }
 
-/// Returns the table as a JSON object; `{}` in a native build.
+/// Returns the table as a JSON object; in a native build that of [`crate::testing`], or `{}`.
 pub fn config_json() -> String {
-    if cfg!(target_arch = "wasm32") { config::get() } else { "{}".to_owned() }
+    if cfg!(target_arch = "wasm32") { config::get() } else { crate::testing::config_json() }
 }
 
 #[cfg(test)]

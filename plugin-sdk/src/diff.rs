@@ -28,3 +28,39 @@ pub trait Diff {
     /// becomes a dead letter, which `hookrun queue` shows.
     fn handle(event: Event) -> Result<Outcome, Failure>;
 }
+
+impl Event {
+    /// Returns an event for tests: a program of `greet-2.12` contains the time of the build.
+    ///
+    /// ```
+    /// let event = hookrun_sdk::diff::Event::sample();
+    /// assert_eq!(event.differences[0].path, "bin/greet");
+    /// ```
+    pub fn sample() -> Self {
+        let path = "/nix/store/7yqz1aw5s3jr0vkxg2h9w4l6dqm8nfbc-greet-2.12";
+        Self {
+            id: "01941fd6-4c00-7000-8000-000000000001".into(),
+            time_ms: 1_735_732_800_000,
+            host: "builder.example.org".into(),
+            store_dir: "/nix/store".into(),
+            drv_path: "/nix/store/2c3k0d1bfkvzvmr9b4xv0yqsxl1a6z4w-greet-2.12.drv".into(),
+            name: "greet-2.12".into(),
+            output_name: "out".into(),
+            previous_path: path.into(),
+            current_path: format!("{path}.check"),
+            differences: vec![Difference {
+                path: "bin/greet".into(),
+                kind: "content".into(),
+                previous: "\"built on Jan 1 2025 11:58:02\\n\"".into(),
+                current: "\"built on Jan 1 2025 12:00:00\\n\"".into(),
+                offset: Some(5128),
+                details: Vec::new(),
+            }],
+            complete: true,
+            compared_files: 212,
+            compared_bytes: 3_141_592,
+            attempt: 1,
+            details: Vec::new(),
+        }
+    }
+}

@@ -69,6 +69,13 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Allows `?` on a value that is read from, or written as, JSON.
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::permanent(format!("JSON: {error}"))
+    }
+}
+
 /// Allows `?` in [`BuilderSelection::select`](crate::BuilderSelection::select).
 impl From<Error> for String {
     fn from(error: Error) -> Self {
@@ -95,13 +102,17 @@ impl From<types::Error> for Error {
     }
 }
 
-/// Calls the host; returns [`Error::no_host`] in a native build.
+/// Calls the host. In a native build calls the host of the test ([`crate::testing`]) with the
+/// function in the third place; without it, or without a host, returns [`Error::no_host`].
 macro_rules! host {
     ($name:literal, $call:expr) => {
+        $crate::error::host!($name, $call, |_| Err($crate::Error::no_host($name)))
+    };
+    ($name:literal, $call:expr, $native:expr) => {
         if cfg!(target_arch = "wasm32") {
             $call.map_err($crate::Error::from)
         } else {
-            Err($crate::Error::no_host($name))
+            $crate::testing::call($name, $native)
         }
     };
 }

@@ -20,7 +20,14 @@ pub fn write(level: Level, message: impl AsRef<str>, fields: &[(&str, &str)]) {
             .collect();
         log::write(level, message, &fields);
     } else {
-        eprintln!("{level:?}: {message} {fields:?}");
+        let level = match level {
+            Level::Trace => "trace",
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        };
+        crate::testing::log(level, message, fields);
     }
 }
 

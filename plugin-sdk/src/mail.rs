@@ -35,7 +35,10 @@ pub use mail::{Refusal, Sent};
 /// The call is not granted, a recipient is not in the configuration, or no recipient has got the
 /// message.
 pub fn send(transport: &str, recipients: &[String], message: Message) -> Result<Sent, Error> {
+    let native = message.clone();
     let Message { subject, text, html, headers, identity, in_reply_to } = message;
     let message = mail::Message { subject, text, html, headers, identity, in_reply_to };
-    host!("mail.send", mail::send(transport, recipients, &message))
+    host!("mail.send", mail::send(transport, recipients, &message), |host| {
+        Ok(host.send_mail(transport, recipients, native))
+    })
 }

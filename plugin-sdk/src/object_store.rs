@@ -57,7 +57,10 @@ impl ObjectStore {
     /// # Errors
     /// The call is not granted, or the store does not answer.
     pub fn exists(&self, keys: &[String]) -> Result<Vec<bool>, Error> {
-        host!("object-store.exists", object_store::exists(&self.name, keys))
+        host!("object-store.exists", object_store::exists(&self.name, keys), |host| {
+            let known = host.list(&self.name, "", u32::MAX);
+            Ok(keys.iter().map(|key| known.contains(key)).collect())
+        })
     }
 
     /// Reads the object with the key `key`; `None` if it does not exist.
@@ -66,7 +69,9 @@ impl ObjectStore {
     /// The call is not granted, the object has more than `max_length` bytes, or the store does not
     /// answer.
     pub fn get(&self, key: &str, max_length: u64) -> Result<Option<Vec<u8>>, Error> {
-        host!("object-store.get", object_store::get(&self.name, key, max_length))
+        host!("object-store.get", object_store::get(&self.name, key, max_length), |host| {
+            host.get(&self.name, key, max_length)
+        })
     }
 
     /// Writes a small object.
@@ -74,7 +79,10 @@ impl ObjectStore {
     /// # Errors
     /// The call is not granted, or the store refuses the object.
     pub fn put(&self, key: &str, content_type: &str, body: &[u8]) -> Result<(), Error> {
-        host!("object-store.put", object_store::put(&self.name, key, content_type, body))
+        host!("object-store.put", object_store::put(&self.name, key, content_type, body), |host| {
+            host.put(&self.name, key, body);
+            Ok(())
+        })
     }
 
     /// Writes small objects, many at a time and in no particular order. The first failure ends the
@@ -83,7 +91,10 @@ impl ObjectStore {
     /// # Errors
     /// The call is not granted, or the store refuses an object.
     pub fn put_all(&self, objects: &[Object]) -> Result<(), Error> {
-        host!("object-store.put-all", object_store::put_all(&self.name, objects))
+        host!("object-store.put-all", object_store::put_all(&self.name, objects), |host| {
+            objects.iter().for_each(|object| host.put(&self.name, &object.key, &object.body));
+            Ok(())
+        })
     }
 
     /// Reads, hashes, compresses and sends a NAR in the host, in one pass. If `level` is `None`,
@@ -110,6 +121,8 @@ impl ObjectStore {
     /// # Errors
     /// The call is not granted, or the store does not answer.
     pub fn list(&self, prefix: &str, max: u32) -> Result<Vec<String>, Error> {
-        host!("object-store.list", object_store::list(&self.name, prefix, max))
+        host!("object-store.list", object_store::list(&self.name, prefix, max), |host| {
+            Ok(host.list(&self.name, prefix, max))
+        })
     }
 }

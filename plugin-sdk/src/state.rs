@@ -16,7 +16,7 @@ use crate::error::host;
 /// # Errors
 /// The call is not granted, or the store cannot be read.
 pub fn get(key: &str) -> Result<Option<Vec<u8>>, Error> {
-    host!("state.get", state::get(key))
+    host!("state.get", state::get(key), |host| Ok(host.state_get(key)))
 }
 
 /// Sets the value of `key`. A key has at most `limits.state-key-bytes` bytes (512 by default).
@@ -24,7 +24,10 @@ pub fn get(key: &str) -> Result<Option<Vec<u8>>, Error> {
 /// # Errors
 /// The call is not granted, or the store would exceed its limit.
 pub fn set(key: &str, value: &[u8]) -> Result<(), Error> {
-    host!("state.set", state::set(key, value))
+    host!("state.set", state::set(key, value), |host| {
+        host.state_set(key, value);
+        Ok(())
+    })
 }
 
 /// Removes `key`. It is not an error if the key does not exist.
@@ -32,7 +35,10 @@ pub fn set(key: &str, value: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// The call is not granted.
 pub fn delete(key: &str) -> Result<(), Error> {
-    host!("state.delete", state::delete(key))
+    host!("state.delete", state::delete(key), |host| {
+        host.state_delete(key);
+        Ok(())
+    })
 }
 
 /// Returns the keys that start with `prefix`, in byte order.
@@ -40,7 +46,7 @@ pub fn delete(key: &str) -> Result<(), Error> {
 /// # Errors
 /// The call is not granted, or the store cannot be read.
 pub fn keys(prefix: &str) -> Result<Vec<String>, Error> {
-    host!("state.keys", state::keys(prefix))
+    host!("state.keys", state::keys(prefix), |host| Ok(host.state_keys(prefix)))
 }
 
 /// Returns the value of `key`, parsed as JSON.
