@@ -5,6 +5,7 @@ mod scenarios;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -41,6 +42,7 @@ Examples:
   hookrun test target/wasm32-wasip2/release/announce.wasm scenarios/*.toml
   hookrun test ./announce.wasm scenarios/*.toml --deny all --fault http=503 --fault http=timeout
   hookrun test ./announce.wasm scenarios/first.toml --update
+  hookrun test ./announce.wasm --fuzz 10
   hookrun test bundled:s3-upload --set 'compression = \"xz\"'
   hookrun test ./announce.wasm --deny mail --limit wall-time=2s
   hookrun test cache --format json")]
@@ -60,6 +62,12 @@ pub(super) struct Args {
     /// Run everything again while a service fails: refuse, timeout, garbage, slow or an HTTP status
     #[arg(long, value_name = "CAPABILITY=FAULT")]
     fault: Vec<String>,
+    /// Run the plugin for so many seconds on samples that are changed at random
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["deny", "fault", "update"])]
+    fuzz: Option<u64>,
+    /// The seed of --fuzz
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, requires = "fuzz")]
+    seed: u64,
     /// Run only scenarios whose file name contains this text
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -115,9 +123,45 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, CliError> {
         && !args.deny.iter().any(|name| name == ALL)
         && matches!(args.format, TestFormat::Text | TestFormat::Json);
     match args.targets.as_slice() {
+        [plugin] if args.fuzz.is_some() && !is_scenario(plugin) => fuzz(context, args, plugin),
+        _ if args.fuzz.is_some() => Err(CliError::usage(
+            "`--fuzz` takes one plugin and no scenario; write `hookrun test PLUGIN --fuzz 10`",
+        )),
         [plugin] if is_simple && !is_scenario(plugin) => samples(context, args, plugin),
         _ => scenarios::run(context, args, is_scenario),
     }
+}
+
+/// Runs one plugin on changed samples, and shows the scenario of the first defect.
+fn fuzz(context: &Context, args: &Args, plugin: &str) -> Result<Exit, CliError> {
+    let changes = Changes { set: &args.set, deny: &[], limits: &args.limit };
+    let host = Host::for_tests(Compiler::Contained(None));
+    let subject =
+        Subject::find(plugin, &context.files(), &host, &changes).map_err(subject_error)?;
+    print_notes(&subject);
+    let failed =
+        |message: String| CliError { exit: Exit::Failed, source: anyhow::Error::msg(message) };
+    let ready = testing::prepare(&subject, &host).map_err(failed)?;
+    testing::wall().raise().map_err(CliError::environment)?;
+    let time = Duration::from_secs(args.fuzz.unwrap_or_default());
+    let fuzzed = testing::play::fuzz(&subject, ready, &context.dirs, args.seed, time);
+    let fuzzed = super::runtime()?.block_on(fuzzed).map_err(failed)?;
+    match (args.format, &fuzzed.finding) {
+        (TestFormat::Json, _) => output::json(&fuzzed)?,
+        (_, None) => output::print(&format!(
+            "passed: {} runs with seed {} neither trapped nor reached a limit\n",
+            fuzzed.runs, fuzzed.seed
+        ))?,
+        (_, Some(finding)) => output::print(&format!(
+            "failed after {} runs with seed {}: {}: {}\nthis scenario shows it:\n\n{}",
+            fuzzed.runs,
+            fuzzed.seed,
+            finding.hook,
+            printable(&finding.message),
+            finding.scenario
+        ))?,
+    }
+    Ok(if fuzzed.finding.is_none() { Exit::Done } else { Exit::Failed })
 }
 
 /// Runs one plugin on its samples and shows everything that it did.
@@ -249,7 +293,7 @@ fn card(hook: HookKind, usage: &Usage, limits: &Limits) -> Vec<String> {
         calls,
         denied: _,
     } = usage;
-    let micros = |time: &std::time::Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
+    let micros = |time: &Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
     let of = |limit: Limit, used: String| format!("{used} of {}", limit.show(limits.get(limit)));
     let time =
         if hook == HookKind::BuilderSelection { Limit::SelectionTime } else { Limit::WallTime };

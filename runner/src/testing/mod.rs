@@ -6,6 +6,7 @@
 
 mod expect;
 mod fault;
+mod fuzz;
 pub mod play;
 mod policy;
 mod samples;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::expect::{self, Expect, Mail, Observed, Request};
 use super::fault::{Fault, Variant};
+use super::fuzz::{self, Generator};
 use super::scenario::{Input, Scenario, ScenarioFile, Step};
 use super::{MAX_LISTED, Question, Subject, samples, subject_line};
 use crate::supervise::supervisor::serves;
@@ -165,6 +166,85 @@ fn broken(name: String, variant: String, problem: String) -> Played {
     }
 }
 
+/// What [`fuzz`] found: a defect, and the scenario that shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FuzzFinding {
+    /// The hook.
+    pub hook: HookKind,
+    /// The outcome of the run.
+    pub message: String,
+    /// The text of a scenario with the smallest event that was found.
+    pub scenario: String,
+}
+
+/// The result of [`fuzz`].
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Fuzzed {
+    /// The number of runs.
+    pub runs: u64,
+    /// The seed.
+    pub seed: u64,
+    /// The first defect.
+    pub finding: Option<FuzzFinding>,
+}
+
+/// Runs the hooks of a plugin on changed samples until `time` is over or a defect is found.
+///
+/// # Errors
+/// The plugin does not load.
+pub async fn fuzz(
+    subject: &Subject,
+    ready: ReadyPlugin,
+    dirs: &Dirs,
+    seed: u64,
+    time: Duration,
+) -> Result<Fuzzed, String> {
+    let linked = ready.link(&subject.config).map_err(|error| subject.explain(error))?;
+    let player = Player {
+        plugin: &subject.plugin,
+        config: &subject.config,
+        linked: &linked,
+        dirs,
+        variant: &Variant::Usual,
+    };
+    let begun = Instant::now();
+    let mut generator = Generator::new(seed);
+    let mut fuzzed = Fuzzed { runs: 0, seed, finding: None };
+    let hooks: Vec<_> = player
+        .hooks()
+        .into_iter()
+        .filter_map(|hook| fuzz::sample(hook).map(|sample| (hook, sample)))
+        .collect();
+    while begun.elapsed() < time && !hooks.is_empty() {
+        for (hook, sample) in &hooks {
+            let mut changes = fuzz::changes(sample, &mut generator);
+            let Some(mut message) = player.defect(*hook, &fuzz::changed(sample, &changes)).await
+            else {
+                fuzzed.runs += 1;
+                continue;
+            };
+            // Without each change in turn: those that are left are needed.
+            let mut number = 0;
+            while number < changes.len() {
+                let mut fewer = changes.clone();
+                fewer.remove(number);
+                fuzzed.runs += 1;
+                match player.defect(*hook, &fuzz::changed(sample, &fewer)).await {
+                    Some(same) => (changes, message) = (fewer, same),
+                    None => number += 1,
+                }
+            }
+            let value = fuzz::changed(sample, &changes);
+            let scenario = fuzz::step_text(*hook, sample, &value);
+            fuzzed.finding = Some(FuzzFinding { hook: *hook, message, scenario });
+            return Ok(fuzzed);
+        }
+    }
+    Ok(fuzzed)
+}
+
 async fn play_one(prepared: Prepared, dirs: &Dirs) -> Vec<Played> {
     let Prepared { name, scenario, variant, loaded } = prepared;
     let shown = variant.to_string();
@@ -246,6 +326,17 @@ impl Player<'_> {
             }
         }
         all
+    }
+
+    /// Runs a hook, and returns the message of a run that traps or reaches a limit.
+    async fn defect(&self, hook: HookKind, value: &serde_json::Value) -> Option<String> {
+        let input = fuzz::input(hook, value)?;
+        let start = Duration::from_millis(samples::TIME_MS);
+        let services = Services::in_memory(self.config, self.dirs)
+            .with_clock(Arc::new(FixedClock::new(start)))
+            .with_random(Arc::new(SeededRandom::new(0)));
+        let report = self.run(&services, input).await;
+        fuzz::is_defect(&report.outcome).then(|| report.outcome.message().to_owned())
     }
 
     async fn play(

@@ -130,6 +130,28 @@ fn state_is_kept_between_steps_and_updated_expectations_pass() {
 }
 
 #[test]
+fn an_event_that_a_plugin_does_not_survive_is_found_and_made_small() {
+    let directory = tempfile::tempdir().unwrap();
+    let guest = guest("faulty").unwrap().display().to_string();
+    let config = format!(
+        "[plugins.x]\nsource = \"{guest}\"\nhooks = [\"post-build\"]\nconfig = {{ fault = \"first-output\" }}\n"
+    );
+    std::fs::write(directory.path().join("hookrun.toml"), config).unwrap();
+    let ran = test(directory.path(), &[&guest, "--fuzz", "60", "--seed", "1"]).expect_exit(1);
+    let (report, scenario) = ran.stdout.split_once("\n\n").unwrap();
+    assert!(report.contains("index out of bounds"), "{report}");
+    assert!(scenario.contains("[step.event]\noutputs = []\n"), "{scenario}");
+    // What was found is a scenario that fails in the same way.
+    std::fs::write(directory.path().join("found.toml"), scenario).unwrap();
+    let again = test(directory.path(), &[&guest, "found.toml"]).expect_exit(1);
+    assert!(again.stdout.contains("expected `done`, found `trapped"), "{}", again.stdout);
+    let set = ["--set", "fault = \"output\"", "--limit", "output-bytes=16MiB"];
+    let good = [&[guest.as_str(), "--fuzz", "1"][..], &set[..]].concat();
+    let ran = test(directory.path(), &good).expect_success();
+    assert!(ran.stdout.contains("neither trapped nor reached a limit"), "{}", ran.stdout);
+}
+
+#[test]
 fn results_have_a_form_for_people_and_three_for_programs() {
     let (directory, guest) = swallower(&format!(
         "{REQUEST}[[step]]\n[step.expect]\noutcome = \"permanent\"\nmessage = \"<a & \\\"b\\\">\"\n"

@@ -45,6 +45,8 @@ enum Fault {
     Unwanted,
     /// Writes to its state, then traps.
     StateThenTrap,
+    /// Uses the first output of the event without a check.
+    FirstOutput,
 }
 
 struct Faulty;
@@ -104,6 +106,8 @@ fn misbehave() -> Result<Outcome, Failure> {
             state::set("written", b"yes")?;
             panic!("told to trap")
         }
+        // Only `handle` has an event.
+        Fault::FirstOutput => Ok(Outcome::new("nothing to use")),
     }
 }
 
@@ -115,8 +119,12 @@ fn deeper(level: u64) -> u64 {
 }
 
 impl PostBuild for Faulty {
-    fn handle(_: post_build::Event) -> Result<Outcome, Failure> {
-        misbehave()
+    #[expect(clippy::indexing_slicing, reason = "that is the fault")]
+    fn handle(event: post_build::Event) -> Result<Outcome, Failure> {
+        match config::<Config>()?.fault {
+            Fault::FirstOutput => Ok(Outcome::new(event.outputs[0].name.clone())),
+            _ => misbehave(),
+        }
     }
 }
 
