@@ -92,7 +92,9 @@ impl ObjectStore {
     /// The call is not granted, or the store refuses an object.
     pub fn put_all(&self, objects: &[Object]) -> Result<(), Error> {
         host!("object-store.put-all", object_store::put_all(&self.name, objects), |host| {
-            objects.iter().for_each(|object| host.put(&self.name, &object.key, &object.body));
+            for object in objects {
+                host.put(&self.name, &object.key, &object.body);
+            }
             Ok(())
         })
     }

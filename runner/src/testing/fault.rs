@@ -51,12 +51,12 @@ impl Variant {
         }
     }
 
-    /// Returns the rule that makes the service fail.
-    pub fn rule(&self) -> Option<Rule> {
-        let Self::Failing(capability, fault) = self else { return None };
-        let call = match capability {
-            Capability::Http => script::HTTP.to_owned(),
-            other => format!("{}.*", other.name()),
+    /// Returns the rules that make the service fail.
+    pub fn rules(&self) -> Vec<Rule> {
+        let Self::Failing(capability, fault) = self else { return Vec::new() };
+        let calls = match capability {
+            Capability::Http => vec![script::HTTP.to_owned()],
+            other => interfaces(*other).iter().map(|name| format!("{name}.*")).collect(),
         };
         let answer = match fault {
             Fault::Refuse => Scripted::Error(CapabilityError::refused(format!(
@@ -68,7 +68,17 @@ impl Variant {
             Fault::Slow => Scripted::Slow,
             Fault::Status(status) => Scripted::status(*status),
         };
-        Some(Rule { call, arguments: None, method: None, url: None, times: None, answer })
+        let rule = |call| {
+            let answer = answer.clone();
+            Rule { call, arguments: None, method: None, url: None, times: None, answer }
+        };
+        calls.into_iter().map(rule).collect()
+    }
+
+    /// Returns whether a refused host call, such as `mail.send`, is one of the capability.
+    pub fn is_about(&self, call: &str) -> bool {
+        let interface = call.split('.').next().unwrap_or_default();
+        self.capability().is_some_and(|capability| interfaces(capability).contains(&interface))
     }
 
     /// Parses `CAPABILITY=FAULT`.
@@ -95,6 +105,19 @@ impl Variant {
             },
         };
         Ok(Self::Failing(capability, fault))
+    }
+}
+
+/// Returns the interfaces whose functions a capability covers.
+fn interfaces(capability: Capability) -> &'static [&'static str] {
+    match capability {
+        Capability::NixStore => &["nix-store"],
+        // An upload to a binary cache goes to an object store.
+        Capability::ObjectStore => &["object-store", "binary-cache"],
+        Capability::Signing => &["signing"],
+        Capability::Mail => &["mail"],
+        Capability::State => &["state"],
+        Capability::Http => &["http"],
     }
 }
 

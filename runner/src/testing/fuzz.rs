@@ -131,7 +131,8 @@ fn another(old: &Value, generator: &mut Generator) -> Value {
             let float = FLOATS.get(generator.below(FLOATS.len())).copied().unwrap_or_default();
             serde_json::Number::from_f64(float).map_or(Value::Null, Value::Number)
         }
-        Value::Number(_) => number(generator).into(),
+        // `null` is an optional value that is none; most of those are numbers.
+        Value::Number(_) | Value::Null => number(generator).into(),
         Value::String(old) => {
             let text = TEXTS.get(generator.below(TEXTS.len())).copied().unwrap_or_default();
             match generator.below(4) {
@@ -146,8 +147,6 @@ fn another(old: &Value, generator: &mut Generator) -> Value {
             (1, _) => old.iter().take(generator.below(old.len() + 1)).cloned().collect(),
             _ => Value::Array(Vec::new()),
         },
-        // An optional value.
-        Value::Null => number(generator).into(),
         Value::Object(fields) => Value::Object(
             fields.iter().map(|(key, value)| (key.clone(), another(value, generator))).collect(),
         ),

@@ -19,7 +19,7 @@ use hookrun_capability::clock::FixedClock;
 use hookrun_capability::http;
 use hookrun_capability::object_store::Object;
 use hookrun_capability::random::SeededRandom;
-use hookrun_capability::script::{Script, Scripted};
+use hookrun_capability::script::{Rule, Script, Scripted};
 use hookrun_config::{Capability, Config, Plugin, Want};
 use hookrun_host::{Host, LinkedPlugin, ReadyPlugin};
 use hookrun_nix::dirs::Dirs;
@@ -346,12 +346,12 @@ impl Player<'_> {
         inputs: Vec<(HookKind, Input, Expect)>,
     ) -> Played {
         let begun = Instant::now();
-        let mut rules = scenario.rules();
-        if let Some(rule) = self.variant.rule() {
-            // A slow service still answers what the scenario says.
-            let place = if rule.answer == Scripted::Slow { rules.len() } else { 0 };
-            rules.insert(place, rule);
-        }
+        // A slow service still answers what the scenario says.
+        let is_slow = |rule: &Rule| rule.answer == Scripted::Slow;
+        let (slow, mut rules): (Vec<_>, Vec<_>) =
+            self.variant.rules().into_iter().partition(is_slow);
+        rules.extend(scenario.rules());
+        rules.extend(slow);
         let script = Arc::new(Script::new(rules));
         let start = scenario.start().unwrap_or_default();
         let services = Services::in_memory(self.config, self.dirs)
@@ -378,9 +378,8 @@ impl Player<'_> {
             let observed = self.observe(&services, &script, outcome, &mut seen).await;
             let met = match self.variant {
                 Variant::Usual => false,
-                Variant::Denied(capability) => {
-                    let name = format!("{}.", capability.name());
-                    observed.report.usage.denied.keys().any(|call| call.starts_with(&name))
+                Variant::Denied(_) => {
+                    observed.report.usage.denied.keys().any(|call| self.variant.is_about(call))
                 }
                 Variant::Failing(..) => script.answered() > answered,
             };
