@@ -3,7 +3,6 @@
 //! Memory is about 150 bytes for each object and 4 bytes for each reference: a key with its size
 //! and time, and indices. The texts of narinfos are not kept.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -324,17 +323,6 @@ impl Inventory {
         }
         order.reverse();
         order
-    }
-
-    /// Returns how many narinfos name each object as their NAR, by key.
-    pub fn names_of_nars(&self) -> HashMap<&str, u32> {
-        let mut names = HashMap::new();
-        for node in self.nodes.iter().flatten() {
-            if let Some(key) = &node.nar {
-                *names.entry(&**key).or_default() += 1;
-            }
-        }
-        names
     }
 }
 

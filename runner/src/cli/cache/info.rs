@@ -38,6 +38,8 @@ pub(in crate::cli) struct Args {
 struct Report {
     place: String,
     cache_info: BTreeMap<String, String>,
+    /// Whether the store can be listed. If not, all numbers are zero.
+    listed: bool,
     narinfos: Amount,
     nars: Amount,
     listings: Amount,
@@ -84,9 +86,10 @@ async fn report(cache: &Cache, quick: bool, bar: &Bar) -> Result<Report, CacheEr
     let mut report = Report {
         place: cache.bucket().place().to_owned(),
         cache_info: cache.fields().clone(),
+        listed: cache.bucket().can_list(),
         ..Report::default()
     };
-    if !cache.bucket().can_list() {
+    if !report.listed {
         return Ok(report);
     }
     let listing = Listing::of(cache, |count| bar.show("objects listed", count, 0)).await?;
@@ -154,6 +157,13 @@ fn text(report: &Report) -> String {
     let mut rows = vec![vec!["place".to_owned(), printable(&report.place)]];
     for (name, value) in &report.cache_info {
         rows.push(vec![printable(name), printable(value)]);
+    }
+    if !report.listed {
+        return format!(
+            "{}The store cannot be listed, so nothing is known about its paths. `hookrun cache verify` \
+             checks paths that are named.\n",
+            output::table(&rows)
+        );
     }
     let amount = |amount: &Amount| format!("{}, {}", amount.count, output::bytes(amount.bytes));
     let kinds = [
