@@ -1,11 +1,12 @@
 //! `hookrun cache push`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::output::{self, Format, printable};
 use super::super::{CliError, Context, sync};
@@ -192,11 +193,18 @@ fn valid_paths(arguments: &[OsString], nix: &NixDirs) -> Result<Vec<String>, Cli
     Ok(found)
 }
 
+/// What `nix build --json` says of a derivation (Nix 2.3 to 2.35).
+#[derive(Debug, Deserialize)]
+struct Built {
+    #[serde(default)]
+    outputs: BTreeMap<String, String>,
+}
+
 /// Builds an installable with the Nix of this user.
 fn built(argument: &OsString) -> Result<Vec<String>, CliError> {
     let output = hookrun_nix::command("nix")
         .args(["--extra-experimental-features", "nix-command flakes", "build", "--no-link"])
-        .args(["--print-out-paths"])
+        .arg("--json")
         .arg(argument)
         .stdin(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
@@ -208,10 +216,6 @@ fn built(argument: &OsString) -> Result<Vec<String>, CliError> {
         })?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        // `--print-out-paths` is newer than 2.8, where the installable has to be built.
-        if said.contains("--print-out-paths") {
-            return sync::installable(argument);
-        }
         return Err(CliError::usage(format!(
             "`{}` is neither a store path nor an installable that can be built: `nix build` {}",
             printable(&argument.to_string_lossy()),
@@ -219,6 +223,9 @@ fn built(argument: &OsString) -> Result<Vec<String>, CliError> {
         )));
     }
     let store = NixDirs::from_env().store.to_string_lossy().into_owned();
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().filter(|line| is_store_path(&store, line)).map(str::to_owned).collect())
+    let built: Vec<Built> = serde_json::from_slice(&output.stdout).map_err(|error| {
+        CliError::environment(anyhow::anyhow!("the answer of `nix build --json`: {error}"))
+    })?;
+    let paths = built.into_iter().flat_map(|built| built.outputs.into_values());
+    Ok(paths.filter(|path| is_store_path(&store, path)).collect())
 }
