@@ -53,12 +53,10 @@ pub struct Settings {
     pub cache_control: Option<String>,
     /// Whether to write a listing of the files of each path (`.ls`).
     pub listings: bool,
-    /// Whether to write the build log of each path, if this machine has it.
-    pub build_logs: bool,
     /// Whether to write an index of the debug information in each path.
     pub debug_info: bool,
-    /// The compression of listings and logs, which is stated as `Content-Encoding`: none or zstd.
-    pub index_compression: Compression,
+    /// The compression of listings, which is stated as `Content-Encoding`: none or zstd.
+    pub listing_compression: Compression,
     /// `Priority` in the `nix-cache-info` of a new cache.
     pub priority: Option<u32>,
     /// `WantMassQuery` in the `nix-cache-info` of a new cache.
@@ -73,9 +71,8 @@ impl Default for Settings {
             missing_references: false,
             cache_control: None,
             listings: false,
-            build_logs: false,
             debug_info: false,
-            index_compression: Compression::None,
+            listing_compression: Compression::None,
             priority: None,
             want_mass_query: true,
         }
@@ -133,9 +130,8 @@ pub fn push(
         missing_references: settings.missing_references,
         cache_control: settings.cache_control.clone(),
         listings: settings.listings,
-        build_logs: settings.build_logs,
         debug_info: settings.debug_info,
-        index_compression: settings.index_compression.as_str().to_owned(),
+        listing_compression: settings.listing_compression.as_str().to_owned(),
         priority: settings.priority,
         want_mass_query: settings.want_mass_query,
     };

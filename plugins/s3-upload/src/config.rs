@@ -38,15 +38,12 @@ pub(crate) struct Config {
     /// Whether to write listings.
     #[serde(default)]
     pub listings: bool,
-    /// Whether to write build logs.
-    #[serde(default)]
-    pub build_logs: bool,
     /// Whether to write the index of debug information.
     #[serde(default)]
     pub debug_info: bool,
-    /// The compression of listings and logs.
+    /// The compression of listings.
     #[serde(default = "none")]
-    pub index_compression: Compression,
+    pub listing_compression: Compression,
     /// `Priority` of a new cache.
     #[serde(default)]
     pub priority: Option<u32>,
@@ -162,9 +159,8 @@ impl Config {
             missing_references: !self.closure,
             cache_control: self.cache_control.clone(),
             listings: self.listings,
-            build_logs: self.build_logs,
             debug_info: self.debug_info,
-            index_compression: self.index_compression.into(),
+            listing_compression: self.listing_compression.into(),
             priority: self.priority,
             want_mass_query: self.want_mass_query,
         }
@@ -271,7 +267,7 @@ mod tests {
         let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(
             r#"{"bucket": "c", "compression": "xz", "level": 6, "key": "a", "allow-unsigned": true,
                 "skip-signed-by": [], "closure": false, "cache-control": "no-cache", "listings": true,
-                "build-logs": true, "debug-info": true, "index-compression": "zstd", "priority": 30,
+                "debug-info": true, "listing-compression": "zstd", "priority": 30,
                 "want-mass-query": false, "paths": [{"name": "*", "min-size": 1, "max-size": "1KB",
                 "origin": "copied", "signed-by": ["a"], "upload": true, "compression": "none", "level": 1,
                 "storage-class": "STANDARD_IA", "tags": {"a": "b"}}]}"#,

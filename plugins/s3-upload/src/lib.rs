@@ -17,8 +17,8 @@
 //! # key = "cache.example.org-1"             # by default every key that is granted signs
 //! # allow-unsigned = true                   # if no key is granted
 //! # closure = true                          # false: the outputs alone
-//! # listings = true                         # also build-logs, debug-info
-//! # index-compression = "zstd"              # of listings and logs
+//! # listings = true                         # also debug-info
+//! # listing-compression = "zstd"              # of listings
 //! # cache-control = "max-age=31536000"      # of the NARs
 //! # priority = 30                           # for the nix-cache-info of a new cache
 //! # want-mass-query = true

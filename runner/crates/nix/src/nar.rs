@@ -104,7 +104,7 @@ impl Compression {
             }
         };
         // A small NAR does not touch all memory of the tables.
-        most.min((4 * MIB).saturating_add(size.saturating_mul(12)))
+        most.min((MIB / 2).saturating_add(size.saturating_mul(12)))
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod cache_info;
 pub mod condemned;
 mod graph;
+mod index;
 mod presence;
 mod publication;
 mod push;
@@ -86,12 +87,10 @@ pub struct Settings {
     pub cache_control: Option<String>,
     /// Whether to write a listing of the files of each path.
     pub listings: bool,
-    /// Whether to write the build log of each path, if this machine has it.
-    pub build_logs: bool,
     /// Whether to write an index of the debug information in each path.
     pub debug_info: bool,
-    /// Whether listings and logs are compressed with zstd.
-    pub compress_index: bool,
+    /// Whether listings are compressed with zstd, where the service keeps the header that says so.
+    pub compress_listings: bool,
     /// Whether paths that are known to be present are not looked up again.
     pub trust_presence: bool,
 }
@@ -107,9 +106,8 @@ impl Default for Settings {
             want_mass_query: true,
             cache_control: None,
             listings: false,
-            build_logs: false,
             debug_info: false,
-            compress_index: false,
+            compress_listings: false,
             trust_presence: true,
         }
     }

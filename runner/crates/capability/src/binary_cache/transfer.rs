@@ -5,6 +5,7 @@
 
 use super::condemned::Standing;
 use super::graph::Lane;
+use super::index;
 use super::push::{Context, Trouble};
 use crate::CapabilityError;
 use crate::nix_store::Nar;
@@ -50,5 +51,7 @@ pub(super) async fn send(context: &Context, number: usize) -> Result<StoredNar, 
     };
     let stores = context.services.object_stores();
     let store = &context.push.store;
-    Ok(stores.put_nar_once(store, NARS, form.compression, nar, &attributes).await?)
+    let sending = stores.put_nar_once(store, NARS, form.compression, nar, &attributes);
+    let (stored, ()) = tokio::try_join!(sending, index::write(context, &info.path, &key))?;
+    Ok(stored)
 }

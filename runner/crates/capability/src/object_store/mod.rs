@@ -417,6 +417,14 @@ impl ObjectStores {
         self.open(name).map(|open| open.place)
     }
 
+    /// Returns whether the store `name` keeps headers such as `Content-Encoding` with an object.
+    ///
+    /// # Errors
+    /// As [`ObjectStores::check`].
+    pub fn keeps_headers(&self, name: &str) -> Result<bool, CapabilityError> {
+        self.open(name).map(|open| open.keeps != open::Keeps::Nothing)
+    }
+
     /// The store called `name`, opened if it is not yet.
     fn open(&self, name: &str) -> Result<Open, CapabilityError> {
         let mut stores = self.open.lock().unwrap_or_else(PoisonError::into_inner);

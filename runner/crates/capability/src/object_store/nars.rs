@@ -21,9 +21,9 @@ pub const SMALL_NAR: u64 = 4 << 20;
 /// ones.
 const SMALL_SHARE: u32 = 4;
 /// One unit of memory.
-const MIB: u64 = 1 << 20;
+const KIB: u64 = 1 << 10;
 
-/// The memory for uploads of NARs that is left, in MiB. A NAR that needs more than there is (xz at
+/// The memory for uploads of NARs that is left, in KiB. A NAR that needs more than there is (xz at
 /// its highest level) takes all that large NARs have.
 #[derive(Debug)]
 pub(super) struct NarMemory {
@@ -36,7 +36,7 @@ pub(super) struct NarMemory {
 impl NarMemory {
     /// So many bytes for all uploads.
     pub(super) fn new(bytes: u64) -> Self {
-        let all = u32::try_from(bytes / MIB).unwrap_or(u32::MAX).max(SMALL_SHARE);
+        let all = u32::try_from(bytes / KIB).unwrap_or(u32::MAX).max(SMALL_SHARE);
         let most_small = all / SMALL_SHARE;
         let most_large = all - most_small;
         let semaphore = |permits: u32| Semaphore::new(permits as usize);
@@ -51,7 +51,7 @@ impl NarMemory {
         } else {
             (&self.large, self.most_large)
         };
-        let wanted = u32::try_from(memory.div_ceil(MIB)).unwrap_or(u32::MAX).clamp(1, most);
+        let wanted = u32::try_from(memory.div_ceil(KIB)).unwrap_or(u32::MAX).clamp(1, most);
         // It is never closed.
         semaphore.acquire_many(wanted).await.ok()
     }

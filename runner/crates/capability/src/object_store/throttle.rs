@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Requests at the same time before anything is known about the server.
-const FIRST: u32 = 32;
+const FIRST: u32 = 64;
 /// The most requests at the same time. Each has a connection of its own.
 const MOST: u32 = 128;
 /// The size from which on a body is large.

@@ -91,18 +91,17 @@ fn settings(
         missing_references,
         cache_control,
         listings,
-        build_logs,
         debug_info,
-        index_compression,
+        listing_compression,
         priority,
         want_mass_query,
     } = settings;
-    let compress_index = match index_compression.as_str() {
+    let compress_listings = match listing_compression.as_str() {
         "none" => false,
         "zstd" => true,
         other => {
             return Err(CapabilityError::invalid(format!(
-                "`{other}` is not a compression of listings and logs; write `zstd` or `none`"
+                "`{other}` is not a compression of listings; write `zstd` or `none`"
             )));
         }
     };
@@ -113,9 +112,8 @@ fn settings(
         missing_references,
         cache_control,
         listings,
-        build_logs,
         debug_info,
-        compress_index,
+        compress_listings,
         priority,
         want_mass_query,
         trust_presence: true,
@@ -177,16 +175,15 @@ impl WireSize for Settings {
         let Self {
             keys,
             cache_control,
-            index_compression,
+            listing_compression,
             allow_unsigned: _,
             missing_references: _,
             listings: _,
-            build_logs: _,
             debug_info: _,
             priority: _,
             want_mass_query: _,
         } = self;
-        keys.wire_size() + cache_control.wire_size() + index_compression.wire_size()
+        keys.wire_size() + cache_control.wire_size() + listing_compression.wire_size()
     }
 
     fn wave(&self, text: &mut String) {
@@ -196,9 +193,8 @@ impl WireSize for Settings {
             missing_references,
             cache_control,
             listings,
-            build_logs,
             debug_info,
-            index_compression,
+            listing_compression,
             priority,
             want_mass_query,
         } = self;
@@ -210,9 +206,8 @@ impl WireSize for Settings {
                 ("missing-references", missing_references),
                 ("cache-control", cache_control),
                 ("listings", listings),
-                ("build-logs", build_logs),
                 ("debug-info", debug_info),
-                ("index-compression", index_compression),
+                ("listing-compression", listing_compression),
                 ("priority", priority),
                 ("want-mass-query", want_mass_query),
             ],
