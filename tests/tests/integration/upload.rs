@@ -3,6 +3,7 @@
 
 mod faults;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -142,6 +143,95 @@ fn a_large_nar_is_uploaded_in_parts() {
     let large = scene.build("large").expect_success().path();
     expect_done(&run(&scene, &scene.build_event("large")), "uploaded 1 path (30.0 MiB)");
     read_back(&scene, &large, &server.bucket("bucket").join("prefix"));
+}
+
+/// What Nix knows about each path of a closure in a store.
+fn fields(scene: &Scene, store: &[&str], path: &Path) -> BTreeMap<String, serde_json::Value> {
+    let mut words = vec!["path-info", "--json", "--recursive", path.to_str().unwrap()];
+    words.extend(store);
+    let ran = scene.nix("nix", &words).expect_success();
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    // A list in older versions of Nix, an object in newer ones.
+    let infos: Vec<(String, serde_json::Value)> = match found {
+        serde_json::Value::Array(infos) => infos
+            .into_iter()
+            .map(|info| (info["path"].as_str().unwrap().to_owned(), info))
+            .collect(),
+        serde_json::Value::Object(infos) => infos.into_iter().collect(),
+        other => panic!("{other}"),
+    };
+    let compared = |info: serde_json::Value| {
+        let mut references = info["references"].as_array().unwrap().clone();
+        references.sort_by_key(ToString::to_string);
+        serde_json::json!({
+            "narHash": info["narHash"], "narSize": info["narSize"], "deriver": info["deriver"],
+            "ca": info["ca"], "references": references,
+        })
+    };
+    infos.into_iter().map(|(path, info)| (path, compared(info))).collect()
+}
+
+#[test]
+fn nix_agrees_on_every_field_of_an_uploaded_closure() {
+    let scene = scene();
+    configure(&scene, toml! { listings = true }, Table::new());
+    let gamma = scene.build("gamma").expect_success().path();
+    expect_done(&run(&scene, &scene.build_event("gamma")), "uploaded 3 paths (");
+    let cache = scene.state_dir().join("object-stores/cache");
+    let url = format!("file://{}", cache.display());
+    let stored = fields(&scene, &["--store", &url], &gamma);
+    assert_eq!(stored.len(), 3);
+    assert_eq!(stored, fields(&scene, &[], &gamma));
+    let key = scene.public_key("lab-1");
+    let verify = ["store", "verify", "--recursive", "--sigs-needed", "1", "--store", &url];
+    let trusted = ["--option", "trusted-public-keys", &key, gamma.to_str().unwrap()];
+    scene.nix("nix", &[&verify[..], &trusted].concat()).expect_success();
+    let name = gamma.file_name().unwrap().to_str().unwrap();
+    let listing = std::fs::read(cache.join(format!("{}.ls", &name[..32]))).unwrap();
+    let listing: serde_json::Value = serde_json::from_slice(&listing).unwrap();
+    assert_eq!(listing["root"]["type"], "regular");
+    let listed =
+        scene.nix("nix", &["store", "ls", "--json", "--store", &url, gamma.to_str().unwrap()]);
+    let nix: serde_json::Value = serde_json::from_str(&listed.expect_success().stdout).unwrap();
+    assert_eq!(listing["root"]["size"], nix["size"]);
+}
+
+#[test]
+fn an_upload_without_a_key_is_refused_with_the_fix() {
+    let scene = scene();
+    configure(&scene, toml! { key = [] }, Table::new());
+    scene.build("alpha").expect_success();
+    let report = run(&scene, &scene.build_event("alpha"));
+    let Outcome::Refused { message } = &report.outcome else { panic!("{report:?}") };
+    assert!(
+        message.contains("has no signature, and no key signs it; write `signing = [")
+            && message.contains("`allow-unsigned = true`"),
+        "{message}"
+    );
+    configure(&scene, toml! { key = [] allow-unsigned = true }, Table::new());
+    expect_done(&run(&scene, &scene.build_event("alpha")), "uploaded 1 path (");
+}
+
+#[test]
+fn a_second_key_signs_what_the_cache_has() {
+    let scene = scene();
+    configure(&scene, Table::new(), Table::new());
+    scene.build("alpha").expect_success();
+    expect_done(&run(&scene, &scene.build_event("alpha")), "uploaded 1 path (");
+    let both = ConfigFile::new()
+        .plugin("cache", PluginTable::uploader("lab-1").grant("signing", ["lab-1", "other-1"]))
+        .signing_key("lab-1", "keys/lab-1.secret")
+        .signing_key("other-1", "keys/other-1.secret")
+        .object_store("cache", Table::new());
+    scene.set_config(&both);
+    expect_done(
+        &run(&scene, &scene.build_event("alpha")),
+        "uploaded nothing, 1 present, 1 of them signed again",
+    );
+    let url = format!("file://{}", scene.state_dir().join("object-stores/cache").display());
+    let second = scene.second_store();
+    let alpha = scene.out_path("alpha");
+    second.copy_from(&alpha, &url, &[scene.public_key("other-1")]).expect_success();
 }
 
 /// Returns `FileHash` and `FileSize` of a narinfo, and those of the object that it names.
