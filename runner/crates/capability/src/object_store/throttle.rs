@@ -150,7 +150,7 @@ mod tests {
         for _ in 0..3 {
             throttle.permit(0).await.answered(false);
         }
-        assert_eq!(allowed(&throttle), "3.8", "it grows by about one in each round");
+        assert_eq!(allowed(&throttle), "2.9", "it grows by about one in each round");
     }
 
     #[tokio::test]
