@@ -184,7 +184,7 @@ fn nix_agrees_on_every_field_of_an_uploaded_closure() {
     assert_eq!(stored, fields(&scene, &[], &gamma));
     let key = scene.public_key("lab-1");
     let verify = ["store", "verify", "--recursive", "--sigs-needed", "1", "--store", &url];
-    let trusted = ["--option", "trusted-public-keys", &key, gamma.to_str().unwrap()];
+    let trusted = ["--option", "trusted-public-keys", key, gamma.to_str().unwrap()];
     scene.nix("nix", &[&verify[..], &trusted].concat()).expect_success();
     let name = gamma.file_name().unwrap().to_str().unwrap();
     let listing = std::fs::read(cache.join(format!("{}.ls", &name[..32]))).unwrap();

@@ -25,8 +25,8 @@ const BUILD_IDS: [&str; 3] = ["lib", "debug", ".build-id"];
 /// The level of zstd for compressed listings.
 const LEVEL: i32 = 9;
 
-/// Writes the listing and the index of the path `path`, whose NAR is the object `nar_key`, as far as
-/// the push wants them.
+/// Writes the listing and the index of the path `path`, whose NAR is the object `nar_key`, as far
+/// as the push wants them.
 ///
 /// # Errors
 /// The path cannot be read, or as the store has it.
