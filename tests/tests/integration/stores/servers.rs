@@ -80,7 +80,7 @@ async fn another_server_keeps_objects_that_are_written_once() {
     let stores = stores(state, table);
     let attributes = ObjectAttributes {
         cache_control: Some("max-age=60".to_owned()),
-        storage_class: Some("STANDARD_IA".to_owned()),
+        storage_class: Some("STANDARD".to_owned()),
         tags: vec![("class".to_owned(), "debug outputs".to_owned())],
         ..ObjectAttributes::content_type("text/plain")
     };
