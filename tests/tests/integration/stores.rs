@@ -72,8 +72,8 @@ fn value<'a>(narinfo: &'a str, key: &str) -> &'a str {
     narinfo.lines().find_map(of).unwrap_or_else(|| panic!("no {key}: {narinfo}"))
 }
 
-/// Checks every narinfo of a cache that is a directory: its NAR has the stated hashes and sizes, and
-/// its references are in the cache. Returns the number of narinfos.
+/// Checks every narinfo of a cache that is a directory: its NAR has the stated hashes and sizes,
+/// and its references are in the cache. Returns the number of narinfos.
 #[track_caller]
 fn check_cache(cache: &Path) -> usize {
     let narinfos = narinfos(cache);

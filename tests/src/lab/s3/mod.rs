@@ -180,7 +180,8 @@ impl S3Server {
     }
 
     /// Fails if an object was ever replaced by other bytes, except for narinfos, which may get more
-    /// signatures, and for lists and pins of hookrun. Returns the number of objects that were written.
+    /// signatures, and for lists and pins of hookrun. Returns the number of objects that were
+    /// written.
     #[track_caller]
     pub fn expect_written_once(&self) -> usize {
         let mut objects = std::collections::BTreeMap::new();

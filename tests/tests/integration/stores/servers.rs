@@ -1,5 +1,5 @@
-//! Other S3 servers, behind the recording proxy: `cargo xtask s3-servers` starts them and runs these
-//! tests with `HOOKRUN_S3_SERVER=ADDRESS:PORT` and `HOOKRUN_S3_CONDITIONS=honoured|ignored`.
+//! Other S3 servers, behind the recording proxy: `cargo xtask s3-servers` starts them and runs
+//! these tests with `HOOKRUN_S3_SERVER=ADDRESS:PORT` and `HOOKRUN_S3_CONDITIONS=honoured|ignored`.
 
 use std::path::Path;
 
