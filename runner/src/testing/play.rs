@@ -166,7 +166,7 @@ fn broken(name: String, variant: String, problem: String) -> Played {
     }
 }
 
-/// What [`fuzz`] found: a defect, and the scenario that shows it.
+/// What [`fuzz()`] found: a defect, and the scenario that shows it.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FuzzFinding {
@@ -178,7 +178,7 @@ pub struct FuzzFinding {
     pub scenario: String,
 }
 
-/// The result of [`fuzz`].
+/// The result of [`fuzz()`].
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Fuzzed {

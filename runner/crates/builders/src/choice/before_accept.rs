@@ -26,7 +26,7 @@ pub(super) struct BeforeAccept<'s, 'r, 'w, W: Write> {
     /// Indexes of the machines that fit.
     pub(super) fitting: &'s [usize],
     pub(super) machines: &'s [MachineLine],
-    /// See [`Pool::failed`].
+    /// See [`super::pool::Pool::failed`].
     pub(super) failed: &'s mut BTreeSet<usize>,
     pub(super) queue: &'s Queue,
     pub(super) early_accept: bool,

@@ -1,5 +1,5 @@
-//! The context of one host call. It is created only by [`RunState::call`], for the time of a call
-//! that passed its checks.
+//! The context of one host call. It is created only by [`super::RunState::call`], for the time of a
+//! call that passed its checks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
