@@ -21,7 +21,7 @@ const UPLOAD: &str = r#"
 [plugins.cache]
 source = "bundled:s3-upload"
 hooks = ["post-build"]
-config = { bucket = "cache" }
+config = { bucket = "cache", allow-unsigned = true }
 grant = { nix-store = "closure", object-store = ["cache"] }
 [object-stores.cache]
 "#;
