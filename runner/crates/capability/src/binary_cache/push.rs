@@ -36,6 +36,10 @@ const PREPARED: Duration = Duration::from_mins(5);
 /// garbage collection relies on.
 const REREAD: Duration = Duration::from_secs(condemned::REREAD.as_secs() / 2);
 
+/// The longest time after which an upload of an object that is being removed is tried again. Most
+/// removals end long before the time that they have announced.
+const SWEPT: Duration = Duration::from_mins(1);
+
 /// What is known of a cache.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -67,7 +71,7 @@ impl From<CapabilityError> for Trouble {
 impl Trouble {
     /// The object `key` may be removed before `until`.
     pub(super) fn swept(key: &str, until: u64) -> Self {
-        let wait = Duration::from_secs(until.saturating_sub(now()).max(1));
+        let wait = Duration::from_secs(until.saturating_sub(now()).max(1)).min(SWEPT);
         let error = CapabilityError::transient(format!(
             "`{key}` is being removed by `hookrun cache gc`; it is uploaded again after that"
         ));
