@@ -154,7 +154,8 @@ async fn messages_of_traps_name_the_plugin() {
     let sandbox = Sandbox::new();
     let report = run(&sandbox, faulty("trap")).await;
     assert!(
-        report.outcome.message().starts_with("plugin `x` trapped: wasm trap: "),
+        report.outcome.message().starts_with("plugin `x` panicked at ")
+            && report.outcome.message().ends_with(": told to trap"),
         "{:?}",
         report.outcome
     );
