@@ -23,8 +23,8 @@
 //!
 //! Build it with `cargo build --release --target wasm32-wasip2` (crate type `cdylib`), name the
 //! file in `hookrun.toml`, and run it with `hookrun test`. The crate also compiles natively, so
-//! that a plugin can be unit-tested with the host in memory of [`testing`]. Without one, host calls of
-//! a native build return an error, and [`log`] writes to standard error.
+//! that a plugin can be unit-tested with the host in memory of [`testing`]. Without one, host calls
+//! of a native build return an error, and [`log`] writes to standard error.
 //!
 //! A plugin can use a capability only if its `wants` in [`plugin!`] ask for it and the
 //! configuration grants it. A refused call returns an [`Error`] that names the line to write; it
