@@ -37,7 +37,7 @@ pub(super) fn compare(table: &mut Table, program: &Path, parent: &Path, runs: us
         nix.directory.join("hookrun.toml"),
         format!(
             "{}[plugins.cache]\nsource = \"bundled:s3-upload\"\nhooks = [\"post-build\"]\n\
-             config = {{ bucket = \"cache\" }}\n\
+             config = {{ bucket = \"cache\", allow-unsigned = true }}\n\
              grant = {{ nix-store = \"closure\", object-store = [\"cache\"] }}\n\
              [object-stores.cache]\nurl = \"file://{}\"\n",
             super::THIN,
